@@ -1,0 +1,1 @@
+"""Run folders: atomic files, hashes, settings, provenance, the metrics log and the schemas of what is written."""

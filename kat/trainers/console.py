@@ -1,0 +1,83 @@
+"""Events of a run on disk and on screen: metrics.jsonl, states, a progress bar, Ctrl-C as a request to stop."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import save_file
+
+from kat.model.gpt import GPT
+from kat.trainers.protocol import State
+from kat.trainers.run_folder import MetricsLog, save_state
+
+
+class RunEvents:
+    """What `kat train` gives to a trainer: see :class:`kat.trainers.protocol.Events`."""
+
+    def __init__(self, folder: Path | None, console: Console, title: str, resume_step: int) -> None:
+        """`folder` is None on ranks that only listen for Ctrl-C."""
+        self.folder, self.console, self.title = folder, console, title
+        self.metrics = MetricsLog(folder / "metrics.jsonl", resume_step) if folder else None
+        self.stop_requested = False
+        self._progress: Progress | None = None
+
+    def start(self, lines: list[str], first_step: int, total: int) -> None:
+        for line in lines:
+            self.console.print(f"[dim]{escape(self.title)}[/dim] {escape(line)}", highlight=False, soft_wrap=True)
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._bar = self._progress.add_task(self.title, total=total, completed=first_step, note="")
+            self._progress.start()
+
+    def log(self, step: int, **metrics: float | int | str | None) -> None:
+        if self.metrics:
+            self.metrics.write(step, dict(metrics))
+        shown = {k: metrics[k] for k in ("loss", "val_loss", "tokens_per_second") if metrics.get(k) is not None}
+        note = "  ".join(f"{name} {value:,.4g}" for name, value in shown.items())
+        if self._progress:
+            self._progress.update(self._bar, completed=step, note=note)
+        elif "val_loss" in metrics or step % 100 == 0:
+            self.console.print(f"{self.title} step {step}: {note}", highlight=False, markup=False, soft_wrap=True)
+
+    def save(self, state: State, best: GPT | None = None) -> None:
+        assert self.folder is not None, "only the main rank saves"
+        if best is not None:
+            temporary = self.folder / ".best.safetensors"
+            save_file({name: t.detach().cpu().contiguous() for name, t in best.state_dict().items()}, temporary)
+            temporary.replace(self.folder / "best.safetensors")
+        save_state(self.folder, state)
+
+    @property
+    def should_stop(self) -> bool:
+        return self.stop_requested
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator["RunEvents"]:
+        """Turn the first Ctrl-C into a request to stop after the current step; the second one kills."""
+
+        def request(_signal: int, _frame: object) -> None:
+            self.stop_requested = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self.console.print("stopping after this step; once more to kill", highlight=False)
+
+        previous = signal.signal(signal.SIGINT, request)
+        try:
+            yield self
+        finally:
+            signal.signal(signal.SIGINT, previous)
+            if self._progress:
+                self._progress.stop()
+            if self.metrics:
+                self.metrics.close()

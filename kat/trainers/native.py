@@ -1,0 +1,168 @@
+"""kat's own trainer of base, mid and SFT: next-token prediction on supervised tokens."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kat.data.batches import Batch, Batches
+from kat.data.tokens import TokenData
+from kat.errors import UsageError
+from kat.model.checkpoint import load_checkpoint
+from kat.model.config import GPTConfig
+from kat.model.gpt import GPT, IGNORE
+from kat.runs.settings import BaseSettings
+from kat.runtime import World, distributed, pick_device, pick_dtype, set_threads
+from kat.tokenizer.bpe import Tokenizer
+from kat.trainers.loop import Loop
+from kat.trainers.protocol import Capabilities, Events, Job, Result
+from kat.trainers.run_folder import load_state, write_result
+
+
+class NativeTrainer:
+    """Trains kat's GPT in this process (or in the ranks that torchrun started)."""
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(stages=frozenset({"base", "mid", "sft"}))
+
+    def fit(self, job: Job, events: Events, resume: Path | None = None) -> Result:
+        """Run the job to its end and write the checkpoint at job.out."""
+        device = pick_device(job.device)
+        tokenizer = Tokenizer.load(job.tokenizer)
+        with distributed(device) as world:
+            model = _model(job, tokenizer)
+            set_threads(model.config.parameter_count())
+            task = CausalTask(job, model.config, tokenizer, world)
+            loop = Loop(
+                model, task, job.settings, world=world, device=device, dtype=pick_dtype(job.dtype, device), out=job.out
+            )
+            if resume is not None:
+                loop.restore(load_state(resume))
+            if world.is_main:
+                events.start(loop.preflight(task.example()), loop.step, task.total_steps)
+            reason = loop.run(events, job.stop_at)
+            if reason != "interrupted" and world.is_main:
+                write_result(job, loop, tokenizer, reason)
+            world.barrier()
+        return Result(job.out, loop.step, reason, loop.last)
+
+
+def _model(job: Job, tokenizer: Tokenizer) -> GPT:
+    """The initial model: a checkpoint's, or new weights drawn from the job's seed."""
+    if job.init is not None:
+        return load_checkpoint(job.init).model
+    s = job.settings
+    if not isinstance(s, BaseSettings):
+        raise UsageError(f"{job.stage}: needs --init CKPT to start from")
+    config = GPTConfig(
+        vocab_size=tokenizer.vocab_size,
+        sequence_len=s.sequence_len,
+        n_layer=s.n_layer,
+        n_embd=s.n_embd,
+        n_head=s.n_head,
+        n_kv_head=s.n_kv_head or s.n_head,
+        rope_base=s.rope_base,
+    )
+    model = GPT(config)
+    model.init_weights(torch.Generator().manual_seed(job.seed))
+    return model
+
+
+class CausalTask:
+    """Batches and loss of language modelling; see kat.trainers.loop.Task."""
+
+    def __init__(self, job: Job, config: GPTConfig, tokenizer: Tokenizer, world: World) -> None:
+        s = job.settings
+        self.settings, self.tokenizer, self.train = s, tokenizer, job.train
+        self.row_len = s.row_len or config.sequence_len
+        micro = (s.micro_batch_size or s.batch_size // world.size) * world.size
+        self.batches = self._open(job.train, micro, job.seed, world, training=True)
+        self.validation = job.validation
+        self.micro = micro
+        rows = self.batches.rows_per_epoch(0)
+        self.total_steps = s.steps or max(1, round(rows * s.epochs / s.batch_size))
+        self.token_bytes = torch.from_numpy(tokenizer.token_bytes().astype(np.int64))
+
+    def _open(self, data: TokenData, rows: int, seed: int, world: World, *, training: bool) -> Batches:
+        return Batches(
+            data,
+            row_len=self.row_len,
+            batch_rows=rows,
+            layout=self.settings.layout,
+            pad_id=self.tokenizer.pad_id,
+            seed=seed,
+            shuffle=training,
+            rank=world.rank,
+            world=world.size,
+            repeat=training,
+        )
+
+    def next_batch(self) -> dict[str, Tensor]:
+        return _tensors(self.batches.next())
+
+    def weight(self, batch: dict[str, Tensor]) -> int:
+        return int((batch["targets"] != IGNORE).sum())
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return model(batch["ids"], batch["targets"], doc_ids=batch.get("doc_ids"), reduction="sum")
+
+    def validate(self, model: GPT, world: World) -> dict[str, float]:
+        """Loss in nats a supervised token, and bits per byte without special tokens; both are sum over sum."""
+        if self.validation is None:
+            return {}
+        batches = self._open(self.validation, self.micro, 0, world, training=False)
+        nats = plain_nats = 0.0
+        tokens = n_bytes = 0
+        limit = max(1, self.settings.validation_rows // self.micro)
+        for _ in range(min(limit, math.ceil(batches.rows_per_epoch(0) / self.micro))):
+            batch = {name: tensor.to(model.device) for name, tensor in _tensors(batches.next()).items()}
+            losses, targets = token_losses(model, batch)
+            lengths = self.token_bytes.to(targets.device)[targets]
+            nats += float(losses.sum(dtype=torch.float64))
+            plain_nats += float(losses[lengths > 0].sum(dtype=torch.float64))
+            tokens += len(targets)
+            n_bytes += int(lengths.sum())
+        nats, plain_nats = world.sum_float(nats), world.sum_float(plain_nats)
+        tokens, n_bytes = world.sum(tokens), world.sum(n_bytes)
+        if tokens == 0:
+            return {}
+        metrics = {"val_loss": nats / tokens}
+        if n_bytes:
+            metrics["val_bpb"] = plain_nats / math.log(2) / n_bytes
+        return metrics
+
+    def cursor(self) -> dict[str, Any]:
+        return self.batches.state()
+
+    def seek(self, cursor: dict[str, Any]) -> None:
+        self.batches.load_state(cursor)
+
+    def example(self) -> str:
+        """The first example as text, what is supervised in ⟦brackets⟧."""
+        end = int(self.train.offsets[1])
+        text = ""
+        pairs = zip(self.train.ids[:end].tolist(), self.train.mask[:end].tolist(), strict=True)
+        for supervised, run in itertools.groupby(pairs, key=lambda pair: pair[1]):
+            piece = self.tokenizer.decode([token for token, _ in run])
+            text += f"⟦{piece}⟧" if supervised else piece
+        return text if len(text) <= 600 else f"{text[:300]} … {text[-300:]}"
+
+
+def token_losses(model: GPT, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (nats) at each supervised position and its target, both (N,)."""
+    hidden = model.hidden(batch["ids"], doc_ids=batch.get("doc_ids"))
+    supervised = batch["targets"] != IGNORE
+    targets = batch["targets"][supervised]
+    return F.cross_entropy(model.logits(hidden[supervised]).float(), targets, reduction="none"), targets
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    tensors = {"ids": torch.from_numpy(batch.ids), "targets": torch.from_numpy(batch.targets)}
+    if batch.doc_ids is not None:
+        tensors["doc_ids"] = torch.from_numpy(batch.doc_ids)
+    return tensors

@@ -1,0 +1,251 @@
+"""`kat train`: from files and settings to a job, and through a trainer to a checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kat.data.choices import ChoiceItem
+from kat.data.examples import Conversation, Document, Example
+from kat.data.sources import load_examples
+from kat.data.tokens import TokenData, encode_examples
+from kat.errors import KatError, UsageError
+from kat.model.checkpoint import read_config, read_meta
+from kat.model.config import config_fields
+from kat.runs.files import hash_json, new_folder, read_json, write_json
+from kat.runs.provenance import new_run_id, now, versions
+from kat.runs.settings import BaseSettings, TokenizerSettings, TrainSettings
+from kat.runtime import World, distributed, pick_device
+from kat.tokenizer.bpe import Tokenizer, train_tokenizer
+from kat.trainers.console import RunEvents
+from kat.trainers.protocol import Job, Result, load_trainer
+from kat.trainers.run_folder import AlreadyDone, claim, newest_state, training_folder
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for: one call of `kat train`."""
+
+    stage: str
+    data: tuple[Path, ...]
+    out: Path
+    init: Path | None
+    settings: TrainSettings
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    trainer: str = "native"
+    max_steps: int | None = None
+
+
+def train_tokenizer_stage(data: Sequence[Path], out: Path, settings: TokenizerSettings, console: Console) -> Path:
+    """Train a tokenizer on the text of any rows and write its folder. Running it again does nothing."""
+    rows = load_examples(data, max_bad=settings.max_bad)
+    record = {"stage": "tokenizer", "data_hash": rows.hash, "settings": settings.model_dump(mode="json")}
+    stamp = out / "kat_tokenizer.json"
+    if out.exists():
+        if stamp.is_file() and read_json(stamp)["job_hash"] == hash_json(record):
+            console.print(f"{out}: already there", highlight=False, markup=False)
+            return out
+        raise UsageError(f"{out}: exists and comes from another job; choose another --out or remove it")
+    console.print(f"tokenizer: {rows.report()}", highlight=False, markup=False)
+    tokenizer = train_tokenizer((text for row in rows.rows for text in texts_of(row)), settings.vocab_size)
+    with new_folder(out) as temporary:
+        tokenizer.save(temporary)
+        write_json(
+            temporary / "kat_tokenizer.json",
+            {
+                **record,
+                "job_hash": hash_json(record),
+                "tokenizer_hash": tokenizer.hash,
+                "run_id": new_run_id(),
+                "created": now(),
+                "versions": versions(),
+            },
+        )
+    sample = "".join(text for row in rows.rows[:200] for text in texts_of(row))
+    rate = len(sample.encode()) / max(1, len(tokenizer.encode(sample)))
+    console.print(
+        f"tokenizer: {tokenizer.vocab_size:,} tokens, {rate:.2f} bytes a token", highlight=False, markup=False
+    )
+    return out
+
+
+def texts_of(example: Example) -> list[str]:
+    """The pieces of text an example holds."""
+    if isinstance(example, Document):
+        return [example.text]
+    if isinstance(example, Conversation):
+        return [message["content"] for message in example.messages]
+    extra = [text for text in (example.hint, example.lecture, example.solution) if text]
+    return [example.question, *example.choices, *extra]
+
+
+def train(request: Request, console: Console) -> Result:
+    """Run one stage. Where it was interrupted before, it goes on; where it is done, it says so."""
+    trainer = load_trainer(request.trainer)
+    if request.stage not in trainer.capabilities().stages:
+        raise UsageError(f"--trainer {request.trainer}: does not train {request.stage}")
+    with distributed(pick_device(request.device)) as world:
+        if not world.is_main:
+            console = Console(quiet=True)
+        job = build_job(request, console)
+        try:
+            state = _claim_together(world, job, describe_job(job, request), request.max_steps)
+        except AlreadyDone as done:
+            console.print(str(done), highlight=False, markup=False)
+            return Result(job.out, done.meta["steps_trained"], done.meta["stop_reason"], done.meta["metrics"])
+        step = read_json(state / "state.json")["step"] if state else 0
+        if step:
+            console.print(f"{request.stage}: going on from step {step}", highlight=False, markup=False)
+        folder = training_folder(job.out) if world.is_main else None
+        with RunEvents(folder, console, request.stage, step).listening() as events:
+            result = trainer.fit(job, events, state)
+    if result.stop_reason == "interrupted":
+        raise Interrupted(f"{request.stage}: interrupted at step {result.step}; run the same command again to go on")
+    console.print(f"{request.stage}: {result.stop_reason}: {job.out}", highlight=False, markup=False)
+    return result
+
+
+class Interrupted(KatError):
+    """Ctrl-C, after the state was saved."""
+
+    exit_code = 130
+
+
+def _claim_together(world: World, job: Job, record: dict[str, Any], stop_at: int | None) -> Path | None:
+    """Rank 0 prepares the training folder; all ranks then read the same state, or stop for the same reason."""
+    refused: AlreadyDone | KatError | None = None
+    if world.is_main:
+        try:
+            claim(job.out, record, stop_at)
+        except (AlreadyDone, KatError) as error:
+            refused = error
+    if world.sum(int(refused is not None)):
+        raise refused or KatError(f"{job.out}: rank 0 stopped")
+    return newest_state(training_folder(job.out))
+
+
+def build_job(request: Request, console: Console) -> Job:
+    """Read and encode the data; refuse what cannot work before anything is written."""
+    s = request.settings
+    init, tokenizer_folder = _starting_point(request)
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    context = read_config(init).sequence_len if init else s.sequence_len if isinstance(s, BaseSettings) else 0
+    row_len = s.row_len or context
+    if row_len > context:
+        raise UsageError(f"row_len {row_len} is longer than the model's context of {context} tokens")
+    rows = load_examples(request.data, max_bad=s.max_bad)
+    console.print(f"{request.stage}: {rows.report()}", highlight=False, markup=False)
+    training, held_out = rows.rows, []
+    if s.validation:
+        held_out = load_examples([Path(path) for path in s.validation], max_bad=s.max_bad).rows
+    elif s.validation_share:
+        training, held_out = hold_out(rows.rows, s.validation_share)
+    if not training:
+        raise UsageError(f"{request.stage}: no row is left to train on")
+
+    def encode(examples: Sequence[Example], name: str, orders: int) -> TokenData:
+        max_len = row_len + 1 if s.layout == "packed" else None
+        data = encode_examples(
+            with_option_orders(examples, orders),
+            tokenizer,
+            max_len=max_len,
+            supervise_prompts=s.supervise_prompts,
+            explain=s.explain,
+        )
+        console.print(
+            f"{request.stage}: {name} {len(data):,} examples, {len(data.ids):,} tokens, "
+            f"{data.n_supervised:,} supervised ({data.n_cut:,} cut to the row, "
+            f"{data.n_dropped:,} dropped with nothing supervised left)",
+            highlight=False,
+            markup=False,
+        )
+        return data
+
+    train_data = encode(training, "training on", s.option_orders)
+    validation = encode(held_out, "validating on", 1) if held_out else None
+    return Job(
+        stage=request.stage,
+        init=init,
+        tokenizer=tokenizer_folder,
+        train=train_data,
+        validation=validation,
+        settings=s,
+        seed=request.seed,
+        device=request.device,
+        dtype=request.dtype,
+        out=request.out,
+        stop_at=request.max_steps,
+    )
+
+
+def _starting_point(request: Request) -> tuple[Path | None, Path]:
+    """(checkpoint or None, tokenizer folder) from --init."""
+    init = request.init
+    if init is None:
+        what = "a tokenizer folder" if request.stage == "base" else "a checkpoint"
+        raise UsageError(f"{request.stage}: --init is missing; give {what} to start from")
+    if not init.is_dir():
+        raise UsageError(f"--init {init}: no such folder")
+    if (init / "kat.json").is_file():
+        chosen = set(request.settings.model_fields_set) & set(config_fields())
+        if chosen:
+            raise UsageError(
+                f"--init {init}: the checkpoint decides {', '.join(sorted(chosen))}; leave that setting out"
+            )
+        return init, init
+    if request.stage == "base" and (init / "tokenizer.json").is_file() and not (init / "model.safetensors").exists():
+        return None, init
+    read_meta(init)  # says what is missing
+    raise UsageError(f"--init {init}: not a checkpoint")
+
+
+def with_option_orders(examples: Sequence[Example], orders: int) -> list[Example]:
+    """Each multiple-choice item in up to `orders` rotations of its options; other rows once."""
+    expanded: list[Example] = []
+    for example in examples:
+        expanded.append(example)
+        if isinstance(example, ChoiceItem):
+            rotations = range(1, min(orders, len(example.choices)))
+            expanded += [replace(example.rotated(k), id=f"{example.id}@{k}") for k in rotations]
+    return expanded
+
+
+def hold_out(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
+    """Split by a hash of the content: the same row falls on the same side whatever else is in the files."""
+    sides: tuple[list[Example], list[Example]] = ([], [])
+    for example in examples:
+        if isinstance(example, ChoiceItem):
+            content = example.hash
+        else:
+            content = hash_json(example.text if isinstance(example, Document) else list(example.messages))
+        sides[int(content[:12], 16) < share * 16**12].append(example)
+    return sides
+
+
+def describe_job(job: Job, request: Request) -> dict[str, Any]:
+    """What makes two runs the same job; part of job.json and kat.json."""
+    parent = read_meta(job.init)["identity"] if job.init else None
+    described = {
+        "stage": job.stage,
+        "trainer": request.trainer,
+        "parent": parent,
+        "tokenizer": Tokenizer.load(job.tokenizer).hash,
+        "data": job.train.hash,
+        "validation": job.validation.hash if job.validation else None,
+        "seed": job.seed,
+        "device": pick_device(job.device).type,
+        "dtype": job.dtype,
+        **{f"setting {name}": value for name, value in job.settings.model_dump(mode="json").items()},
+    }
+    return {
+        "job": described,
+        "job_hash": hash_json(described),
+        "parent": {"identity": parent, "folder": str(job.init)} if job.init else None,
+        "data_hash": job.train.hash,
+        "data_files": [str(path) for path in request.data],
+        "data_names": hash_json(list(job.train.names)),
+    }
