@@ -49,7 +49,7 @@ class RunEvents:
         if self._progress:
             self._progress.update(self._bar, completed=step, note=note)
         elif "val_loss" in metrics or step % 100 == 0:
-            self.console.print(f"{self.title} step {step}: {note}", highlight=False, markup=False, soft_wrap=True)
+            say(self.console, f"{self.title} step {step}: {note}")
 
     def save(self, state: State, best: GPT | None = None) -> None:
         assert self.folder is not None, "only the main rank saves"
@@ -70,7 +70,7 @@ class RunEvents:
         def request(_signal: int, _frame: object) -> None:
             self.stop_requested = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            self.console.print("stopping after this step; once more to kill", highlight=False)
+            say(self.console, "stopping after this step; once more to kill")
 
         previous = signal.signal(signal.SIGINT, request)
         try:
@@ -81,3 +81,8 @@ class RunEvents:
                 self._progress.stop()
             if self.metrics:
                 self.metrics.close()
+
+
+def say(console: Console, line: str) -> None:
+    """Print one plain line: no markup, no colours for numbers, no wrapping."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

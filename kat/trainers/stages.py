@@ -19,7 +19,7 @@ from kat.runs.provenance import new_run_id, now, versions
 from kat.runs.settings import BaseSettings, TokenizerSettings, TrainSettings
 from kat.runtime import World, distributed, pick_device
 from kat.tokenizer.bpe import Tokenizer, train_tokenizer
-from kat.trainers.console import RunEvents
+from kat.trainers.console import RunEvents, say
 from kat.trainers.protocol import Job, Result, load_trainer
 from kat.trainers.run_folder import AlreadyDone, claim, newest_state, training_folder
 
@@ -47,10 +47,10 @@ def train_tokenizer_stage(data: Sequence[Path], out: Path, settings: TokenizerSe
     stamp = out / "kat_tokenizer.json"
     if out.exists():
         if stamp.is_file() and read_json(stamp)["job_hash"] == hash_json(record):
-            console.print(f"{out}: already there", highlight=False, markup=False)
+            say(console, f"{out}: already there")
             return out
         raise UsageError(f"{out}: exists and comes from another job; choose another --out or remove it")
-    console.print(f"tokenizer: {rows.report()}", highlight=False, markup=False)
+    say(console, f"tokenizer: {rows.report()}")
     tokenizer = train_tokenizer((text for row in rows.rows for text in texts_of(row)), settings.vocab_size)
     with new_folder(out) as temporary:
         tokenizer.save(temporary)
@@ -67,9 +67,7 @@ def train_tokenizer_stage(data: Sequence[Path], out: Path, settings: TokenizerSe
         )
     sample = "".join(text for row in rows.rows[:200] for text in texts_of(row))
     rate = len(sample.encode()) / max(1, len(tokenizer.encode(sample)))
-    console.print(
-        f"tokenizer: {tokenizer.vocab_size:,} tokens, {rate:.2f} bytes a token", highlight=False, markup=False
-    )
+    say(console, f"tokenizer: {tokenizer.vocab_size:,} tokens, {rate:.2f} bytes a token")
     return out
 
 
@@ -95,17 +93,17 @@ def train(request: Request, console: Console) -> Result:
         try:
             state = _claim_together(world, job, describe_job(job, request), request.max_steps)
         except AlreadyDone as done:
-            console.print(str(done), highlight=False, markup=False)
+            say(console, str(done))
             return Result(job.out, done.meta["steps_trained"], done.meta["stop_reason"], done.meta["metrics"])
         step = read_json(state / "state.json")["step"] if state else 0
         if step:
-            console.print(f"{request.stage}: going on from step {step}", highlight=False, markup=False)
+            say(console, f"{request.stage}: going on from step {step}")
         folder = training_folder(job.out) if world.is_main else None
         with RunEvents(folder, console, request.stage, step).listening() as events:
             result = trainer.fit(job, events, state)
     if result.stop_reason == "interrupted":
         raise Interrupted(f"{request.stage}: interrupted at step {result.step}; run the same command again to go on")
-    console.print(f"{request.stage}: {result.stop_reason}: {job.out}", highlight=False, markup=False)
+    say(console, f"{request.stage}: {result.stop_reason}: {job.out}")
     return result
 
 
@@ -138,7 +136,7 @@ def build_job(request: Request, console: Console) -> Job:
     if row_len > context:
         raise UsageError(f"row_len {row_len} is longer than the model's context of {context} tokens")
     rows = load_examples(request.data, max_bad=s.max_bad)
-    console.print(f"{request.stage}: {rows.report()}", highlight=False, markup=False)
+    say(console, f"{request.stage}: {rows.report()}")
     training, held_out = rows.rows, []
     if s.validation:
         held_out = load_examples([Path(path) for path in s.validation], max_bad=s.max_bad).rows
@@ -156,12 +154,11 @@ def build_job(request: Request, console: Console) -> Job:
             supervise_prompts=s.supervise_prompts,
             explain=s.explain,
         )
-        console.print(
+        say(
+            console,
             f"{request.stage}: {name} {len(data):,} examples, {len(data.ids):,} tokens, "
             f"{data.n_supervised:,} supervised ({data.n_cut:,} cut to the row, "
             f"{data.n_dropped:,} dropped with nothing supervised left)",
-            highlight=False,
-            markup=False,
         )
         return data
 

@@ -1,0 +1,6 @@
+"""`python -m kat`."""
+
+from kat.cli import main
+
+if __name__ == "__main__":
+    main()

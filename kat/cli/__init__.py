@@ -1,0 +1,44 @@
+"""The command line: one file a verb, each thin. Nothing here imports torch before a command runs."""
+
+import sys
+
+import typer
+
+from kat.errors import KatError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run `kat`; a user's mistake is one line on stderr and the exit code of its kind."""
+    from kat.cli.app import build_app
+
+    try:
+        code = build_app()(args=arguments, standalone_mode=False)
+    except KatError as error:
+        sys.exit(_say(str(error), error.exit_code))
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(_say("interrupted", 130))
+    except KeyboardInterrupt:
+        sys.exit(_say("interrupted", 130))
+    except Exception as error:
+        import click
+
+        if isinstance(error, click.ClickException):
+            error.show()
+            sys.exit(error.exit_code)
+        if isinstance(error, BrokenPipeError):
+            sys.exit(1)
+        if isinstance(error, OSError) and error.strerror:
+            where = f"{error.filename}: " if error.filename else ""
+            sys.exit(_say(f"{where}{error.strerror}", 2))
+        import traceback
+
+        traceback.print_exc()
+        sys.exit(_say("this is a bug in kat; please report the lines above", 5))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(line: str, code: int) -> int:
+    print(f"kat: {line}", file=sys.stderr)
+    return code

@@ -1,0 +1,114 @@
+"""`kat eval SUITE MODEL…`: score models, or responses that somebody recorded."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kat.errors import UsageError
+
+if TYPE_CHECKING:
+    from kat.runs.schemas import Results
+
+
+def evaluate(
+    context: typer.Context,
+    suite: Annotated[str, typer.Argument(help="scienceqa, choices, choices-text, bpb, or a plug-in's suite")],
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Checkpoints, hf:FOLDER, or stages such as demo/sft.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Rows to evaluate on.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many items, drawn by the seed.")] = None,
+    seed: Annotated[int, typer.Option(help="Of sampling and of --limit.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for samples.jsonl and results.json.")] = None,
+    responses: Annotated[
+        Path | None, typer.Option("--responses", help="Recorded rows {id, response} to score.")
+    ] = None,
+    model_name: Annotated[str | None, typer.Option("--model-name", help="What to call the recorded model.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
+) -> None:
+    """Evaluate models on a suite. The same command again resumes; what is done is not done twice."""
+    from kat.evals.registry import get_suite
+    from kat.runs.home import resolve_model
+
+    home: Path = context.obj
+    loaded = get_suite(suite)(_need(data, "--data FILE"))
+    if responses is not None:
+        _recorded(loaded, responses, model_name, models, out, home, limit, seed)
+        return
+    if not models:
+        raise UsageError("kat eval: name at least one model, or give --responses")
+    if out is not None and len(models) > 1:
+        raise UsageError(f"--out {out}: one folder cannot hold {len(models)} models; evaluate them one by one")
+    for name in models:
+        _run(loaded, resolve_model(name, home), name, out, home, limit, seed, batch_size, device)
+
+
+def _run(
+    suite: Any,
+    model: str,
+    name: str,
+    out: Path | None,
+    home: Path,
+    limit: int | None,
+    seed: int,
+    batch: int,
+    device: str,
+) -> None:
+    from rich.console import Console
+
+    from kat.cli.progress import item_progress
+    from kat.evals.runner import run_suite
+    from kat.model.backends import open_backend
+    from kat.runtime import pick_device
+
+    backend = open_backend(model, str(pick_device(device)))
+    folder = out or default_folder(home, backend.identity, suite.name)
+    with item_progress(Console(stderr=True), f"{suite.name} {name}") as progress:
+        results = run_suite(
+            suite, backend, folder, limit=limit, seed=seed, batch_size=batch, progress=progress, model=name
+        )
+    show(results, folder)
+
+
+def _recorded(
+    suite: Any,
+    responses: Path,
+    model_name: str | None,
+    models: list[str] | None,
+    out: Path | None,
+    home: Path,
+    limit: int | None,
+    seed: int,
+) -> None:
+    from kat.evals.recorded import read_responses, run_recorded
+
+    if models:
+        raise UsageError("kat eval: give models or --responses, not both")
+    recorded = read_responses(responses, suite)
+    folder = out or default_folder(home, recorded.identity, suite.name)
+    results = run_recorded(suite, recorded, folder, model=model_name or responses.name, limit=limit, seed=seed)
+    if recorded.unknown:
+        typer.echo(f"{responses}: {len(recorded.unknown):,} responses belong to no item and were left out", err=True)
+    show(results, folder)
+
+
+def default_folder(home: Path, identity: str, suite: str) -> Path:
+    """Where the evidence about a model lies when the user names no place."""
+    return home / "evals" / identity[:12] / suite
+
+
+def show(results: "Results", folder: Path) -> None:
+    """The metrics of one evaluation, one a line."""
+    typer.echo(f"{results.model} on {results.suite}, {results.n_items:,} items")
+    for name, m in results.metrics.items():
+        mark = "*" if name == results.primary else " "
+        typer.echo(f" {mark}{name:28s} {m.estimate:8.4f}  [{m.low:.4f}, {m.high:.4f}]  {m.method}")
+    typer.echo(f"  {folder}")
+
+
+def _need(data: Path | None, what: str) -> Path:
+    if data is None:
+        raise UsageError(f"kat eval: {what} is missing")
+    return data

@@ -1,0 +1,49 @@
+"""`kat train STAGE`: run one stage; the same command again resumes it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kat.errors import UsageError
+
+
+def train(
+    stage: Annotated[str, typer.Argument(help="tokenizer, base, mid or sft")],
+    data: Annotated[
+        list[Path], typer.Option("--data", help="Rows to train on: .jsonl, .jsonl.gz, .txt; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The checkpoint folder to write.")],
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Checkpoint to start from; for base, a tokenizer folder.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file with settings.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, key=value; may be repeated; wins over --config.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides weights and order of the data.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, else float32), float32, bfloat16")] = "auto",
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this step; the schedule stays, and a later call goes on.")
+    ] = None,
+    trainer: Annotated[str, typer.Option(help="native, a plug-in's name, or package.module:Object")] = "native",
+) -> None:
+    """Train one stage: tokenizer, base, mid or sft. Running the same command again resumes or says it is done."""
+    from rich.console import Console
+
+    from kat.runs.settings import STAGES, TokenizerSettings, TrainSettings, load_settings
+
+    if stage not in STAGES:
+        raise UsageError(f"{stage}: no such stage; choose {', '.join(STAGES)}")
+    settings = load_settings(STAGES[stage], config, assignments or [])
+    console = Console(stderr=True)
+    from kat.trainers.stages import Request
+    from kat.trainers.stages import train as train_stage
+    from kat.trainers.stages import train_tokenizer_stage
+
+    if isinstance(settings, TokenizerSettings):
+        train_tokenizer_stage(data, out, settings, console)
+        return
+    assert isinstance(settings, TrainSettings)
+    train_stage(Request(stage, tuple(data), out, init, settings, seed, device, dtype, trainer, max_steps), console)
