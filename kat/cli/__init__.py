@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(_say("interrupted", 130))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted", 130))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (the outermost handler: every outcome below has a name and an exit code)
         import click
 
         if isinstance(error, click.ClickException):

@@ -25,7 +25,7 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, else float32), float32, bfloat16")] = "auto",
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Stop after this step; the schedule stays, and a later call goes on.")
+        int | None, typer.Option(min=0, help="Stop after this step; the schedule stays, and a later call goes on.")
     ] = None,
     trainer: Annotated[str, typer.Option(help="native, a plug-in's name, or package.module:Object")] = "native",
 ) -> None:
@@ -38,9 +38,8 @@ def train(
         raise UsageError(f"{stage}: no such stage; choose {', '.join(STAGES)}")
     settings = load_settings(STAGES[stage], config, assignments or [])
     console = Console(stderr=True)
-    from kat.trainers.stages import Request
+    from kat.trainers.stages import Request, train_tokenizer_stage
     from kat.trainers.stages import train as train_stage
-    from kat.trainers.stages import train_tokenizer_stage
 
     if isinstance(settings, TokenizerSettings):
         train_tokenizer_stage(data, out, settings, console)

@@ -86,8 +86,10 @@ class Loop:
 
     def run(self, events: Events, stop_at: int | None) -> str:
         """Train to the end (or to `stop_at`) and say why it stopped. The state is saved before returning."""
-        end = min(self.task.total_steps, stop_at or self.task.total_steps)
+        end = self.task.total_steps if stop_at is None else min(self.task.total_steps, stop_at)
         reason = "finished" if end == self.task.total_steps else f"stopped at step {end} as asked"
+        if self.step >= end:
+            self._save(events, improved=False)
         while self.step < end:
             metrics = self._train_step()
             self.step += 1

@@ -1,0 +1,1 @@
+"""The recipes that come with kat, as TOML files."""
