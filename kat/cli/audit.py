@@ -1,1 +1,109 @@
-def audit(): ...
+"""`kat audit A B`: the report that compares two evaluations."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kat.errors import EvidenceError, UsageError
+
+
+def audit(
+    context: typer.Context,
+    a: Annotated[str | None, typer.Argument(help="Baseline: an evaluation folder, a checkpoint, or a stage.")] = None,
+    b: Annotated[str | None, typer.Argument(help="Candidate.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.json, audit.md, audit.html.")] = None,
+    suite: Annotated[str, typer.Option(help="Which evaluation, where A and B are checkpoints.")] = "scienceqa",
+    data: Annotated[Path | None, typer.Option(help="The evaluated file, where it has moved.")] = None,
+    train: Annotated[
+        list[Path] | None, typer.Option("--train", help="Training rows: baselines that learn, similarity.")
+    ] = None,
+    twin: Annotated[str | None, typer.Option(help="Evaluation (or checkpoint) of the untrained twin.")] = None,
+    counts: Annotated[
+        tuple[str, str] | None, typer.Option("--counts", help="Two of right/parsed/asked, instead of A and B.")
+    ] = None,
+) -> None:
+    """Compare B with A. Exit 0 once the report is written, whatever it says; 4 where the evidence is invalid."""
+    if counts is not None:
+        if a or b:
+            raise UsageError("kat audit: give A and B, or --counts, not both")
+        _counts(*counts)
+        return
+    if not a or not b:
+        raise UsageError("kat audit: name the baseline and the candidate, or give --counts")
+    home: Path = context.obj
+    from kat.audit.report import audit as compare
+    from kat.data.choices import ChoiceItem
+    from kat.data.sources import load_examples
+
+    arm_a, arm_b = _find(a, suite, home), _find(b, suite, home)
+    items = [row for row in load_examples(train).rows if isinstance(row, ChoiceItem)] if train else None
+    folder = out or home / "audits" / f"{arm_a.evals.parent.name}-{arm_b.evals.parent.name}-{suite}"
+    known = (arm_a.checkpoint, arm_b.checkpoint)
+    found = compare(
+        arm_a.evals,
+        arm_b.evals,
+        folder,
+        data=data,
+        train_items=items,
+        twin=_find(twin, suite, home).evals if twin else None,
+        checkpoints=(known[0], known[1]) if known[0] and known[1] else None,
+    )
+    typer.echo(found.verdict.sentence)
+    typer.echo(f"{folder / 'audit.html'}")
+
+
+@dataclass(frozen=True)
+class _Found:
+    evals: Path
+    checkpoint: Path | None
+
+
+def _find(name: str, suite: str, home: Path) -> _Found:
+    """An evaluation folder as it is; for a checkpoint, the evaluation that its identity points to."""
+    from kat.runs.files import read_json
+    from kat.runs.home import resolve_model
+
+    path = Path(name)
+    if (path / "results.json").is_file() or (path / "samples.jsonl").is_file():
+        return _Found(path, _checkpoint_of(path, home))
+    if path.is_dir() and not (path / "kat.json").is_file():
+        raise EvidenceError(f"{name}: neither an evaluation (results.json) nor a checkpoint (kat.json)")
+    checkpoint = Path(resolve_model(name, home))
+    identity = str(read_json(checkpoint / "kat.json")["identity"])
+    evals = home / "evals" / identity[:12] / suite
+    if not evals.is_dir():
+        raise UsageError(f"{name}: not evaluated on {suite} yet; run kat eval {suite} {name} --data FILE")
+    return _Found(evals, checkpoint)
+
+
+def _checkpoint_of(evals: Path, home: Path) -> Path | None:
+    """The checkpoint that an evaluation names, where it is still there and still the same."""
+    from kat.runs.files import read_json
+    from kat.runs.home import resolve_model
+
+    if not (evals / "results.json").is_file():
+        return None
+    results = read_json(evals / "results.json")
+    try:
+        folder = Path(resolve_model(str(results.get("model")), home))
+    except UsageError:
+        return None
+    meta = folder / "kat.json"
+    same = meta.is_file() and read_json(meta).get("identity") == results.get("model_hash")
+    return folder if same else None
+
+
+def _counts(a: str, b: str) -> None:
+    from kat.stats.counts import audit_counts
+
+    for sentence in audit_counts(_three(a), _three(b)).sentences():
+        typer.echo(sentence)
+
+
+def _three(text: str) -> tuple[int, int, int]:
+    parts = text.split("/")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--counts {text}: write right/parsed/asked, such as 13/34/50")
+    return int(parts[0]), int(parts[1]), int(parts[2])

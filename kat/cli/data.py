@@ -1,9 +1,13 @@
 """`kat data`: make, look at and check data files."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from kat.data.choices import ChoiceItem
 
 
 def build() -> typer.Typer:
@@ -12,6 +16,8 @@ def build() -> typer.Typer:
     app.callback()(lambda: None)
     app.command("microworld")(microworld)
     app.command("scienceqa")(scienceqa)
+    app.command("drills")(drills)
+    app.command("lessons")(lessons)
     app.command("contamination")(contamination)
     return app
 
@@ -35,13 +41,40 @@ def scienceqa(
     text_only: Annotated[bool, typer.Option(help="Leave out questions with an image.")] = True,
 ) -> None:
     """Write ScienceQA as plain multiple-choice rows."""
-    from kat.data.choices import to_row
     from kat.data.scienceqa import load_scienceqa
-    from kat.runs.files import canonical_json, write_text
 
     rows = load_scienceqa(source if source == "hub" else Path(source), split, text_only=text_only)
-    write_text(out, "".join(canonical_json(to_row(item)) + "\n" for item in rows.rows))
+    _write_items(out, rows.rows)
     typer.echo(f"{out}: {len(rows.rows):,} rows ({rows.report()})")
+
+
+def drills(
+    source: Annotated[Path, typer.Option("--from", help="Multiple-choice rows to take options from.")],
+    out: Annotated[Path, typer.Option("--out", help="JSONL file to write.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="How many drills.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+) -> None:
+    """Write practice in naming the letter of an option. Use training rows only."""
+    from kat.data.drills import letter_drills
+    from kat.data.sources import load_choice_items
+
+    _write_items(out, letter_drills(load_choice_items(source).rows, n, seed))
+    typer.echo(f"{out}: {n:,} drills")
+
+
+def lessons(
+    source: Annotated[Path, typer.Option("--from", help="Multiple-choice rows with lectures and solutions.")],
+    out: Annotated[Path, typer.Option("--out", help="JSONL file to write.")],
+) -> None:
+    """Write the lectures and solutions of training rows as documents, each distinct text once."""
+    from kat.data.sources import load_choice_items
+    from kat.runs.files import canonical_json, write_text
+
+    items = load_choice_items(source).rows
+    texts = dict.fromkeys(text for item in items for text in (item.lecture, item.solution) if text.strip())
+    rows = ({"id": f"lesson-{k}", "text": text} for k, text in enumerate(texts))
+    write_text(out, "".join(canonical_json(row) + "\n" for row in rows))
+    typer.echo(f"{out}: {len(texts):,} documents")
 
 
 def contamination(
@@ -52,4 +85,23 @@ def contamination(
     from kat.data.contamination import check
     from kat.data.sources import load_choice_items, load_examples
 
-    typer.echo(check(load_examples(train).rows, load_choice_items(against).rows).text())
+    for line in check(load_examples(train).rows, load_choice_items(against).rows).lines():
+        typer.echo(line)
+
+
+def _write_items(path: Path, items: "Sequence[ChoiceItem]") -> None:
+    from kat.runs.files import canonical_json, write_text
+
+    write_text(path, "".join(canonical_json(_row(item)) + "\n" for item in items))
+
+
+def _row(item: "ChoiceItem") -> dict[str, Any]:
+    """A row that reads back as the same item."""
+    row: dict[str, Any] = {
+        "id": item.id,
+        "question": item.question,
+        "choices": list(item.choices),
+        "answer": item.answer,
+    }
+    row |= {name: value for name in ("hint", "lecture", "solution") if (value := getattr(item, name))}
+    return row | dict(item.slices) | ({"cluster": item.cluster} if item.cluster else {}) | {"has_image": item.has_image}

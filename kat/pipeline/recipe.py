@@ -5,6 +5,7 @@
     [stages.tokenizer]
     command = "train tokenizer --data {world}/documents.jsonl --out {out}"
     settings = {vocab_size = 768}         # become --set vocab_size=768
+    processes = 2                         # run under torchrun with so many ranks (default 1)
 
 `{out}` is the stage's own folder under the run, `{name}` that of another stage (which makes it a dependency),
 `{data}` the folder KAT_DATA, `{NAME}` any value of the recipe's [values] table or a top-level value.
@@ -14,7 +15,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Stage:
     settings: Mapping[str, Any]
     needs: tuple[str, ...]
     writes: bool  # False: a stage that prints and leaves no folder
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,10 @@ def _table(table: Any, name: str, where: str) -> Mapping[str, Any]:
         raise UsageError(f"{where}: {name!r} is no name for a stage; use lower-case letters, digits, - and /")
     if not isinstance(table, dict) or not isinstance(table.get("command"), str):
         raise UsageError(f"{where}: stage {name} needs a command")
-    if unknown := sorted(set(table) - {"command", "settings"}):
-        raise UsageError(f"{where}: stage {name}: unknown key {unknown[0]!r}; known: command, settings")
+    if unknown := sorted(set(table) - {"command", "settings", "processes"}):
+        raise UsageError(f"{where}: stage {name}: unknown key {unknown[0]!r}; known: command, settings, processes")
+    if not isinstance(table.get("processes", 1), int) or table.get("processes", 1) < 1:
+        raise UsageError(f"{where}: stage {name}: processes is {table['processes']!r}; it must be 1 or more")
     return table
 
 
@@ -124,7 +128,8 @@ def _stage(
 ) -> Stage:
     words = tuple(shlex.split(table["command"]))
     used = {match for word in (*words, *map(str, settings.values())) for match in PLACEHOLDER.findall(word)}
-    return Stage(name, words, settings, tuple(n for n in names if n in used and n != name), "out" in used)
+    needs = tuple(other for other in names if other in used and other != name)
+    return Stage(name, words, settings, needs, "out" in used, table.get("processes", 1))
 
 
 def _in_order(stages: Sequence[Stage], where: str) -> tuple[Stage, ...]:
@@ -179,6 +184,3 @@ def _toml(value: Any, fill: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(v, fill) if not isinstance(v, str) else repr(fill(v)) for v in value) + "]"
     return fill(value) if isinstance(value, str) else repr(value)
-
-
-__all__ = ["Recipe", "Stage", "command", "load_recipe", "make_recipe", "recipe_names", "replace"]

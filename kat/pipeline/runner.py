@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kat import __version__
-from kat.errors import KatError, UsageError
+from kat.errors import KatError
 from kat.pipeline.recipe import Recipe, Stage, command
 from kat.runs.files import hash_file, hash_json, read_json, write_json
 
@@ -92,7 +92,7 @@ class Run:
         with ThreadPoolExecutor(max_workers=jobs) as pool:
             try:
                 while todo or running:
-                    for plan in [p for p in todo if set(p.stage.needs) <= done][: jobs - len(running)]:
+                    for plan in _startable(todo, list(running.values()), done, jobs):
                         todo.remove(plan)
                         running[pool.submit(self._run_stage, plan, processes)] = plan
                     finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -137,7 +137,8 @@ class Run:
             inputs[name] = self._content(self.folder / name)
         here = str(self.folder)  # the run may be moved without becoming another
         stated = [word.replace(here, "{run}") for word in words]
-        return hash_json({"kat": __version__, "words": stated, "inputs": sorted(inputs.values())})
+        ranks = stage.processes
+        return hash_json({"kat": __version__, "words": stated, "ranks": ranks, "inputs": sorted(inputs.values())})
 
     def _content(self, path: Path) -> str:
         """Content hash of a stage's output: a checkpoint's identity, else that of all its files but their run ids."""
@@ -168,6 +169,25 @@ class Run:
 
     def _write_note(self, stage: Stage, note: dict[str, Any]) -> None:
         write_json(self.notes / f"{_flat(stage.name)}.json", note)
+
+
+def _startable(todo: Iterable[Plan], running: Iterable[Plan], done: set[str], jobs: int) -> list[Plan]:
+    """Stages whose needs are met and whose processes fit beside those that run; one always may, if nothing runs."""
+    busy = sum(plan.stage.processes for plan in running)
+    chosen: list[Plan] = []
+    for plan in todo:
+        fits = busy + plan.stage.processes <= jobs or busy == 0
+        if set(plan.stage.needs) <= done and fits:
+            chosen.append(plan)
+            busy += plan.stage.processes
+    return chosen
+
+
+def _launcher(processes: int) -> list[str]:
+    """How to start `kat` in so many ranks."""
+    if processes == 1:
+        return [sys.executable, "-m", "kat"]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "kat"]
 
 
 class _Processes:
@@ -233,6 +253,3 @@ def report_paths(folder: Path, recipe: Recipe) -> Iterable[Path]:
         path = folder / stage.name / "audit.html"
         if path.is_file():
             yield path
-
-
-__all__ = ["Plan", "Run", "StageError", "UsageError", "default_jobs", "report_paths"]
