@@ -21,12 +21,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(_say("interrupted", 130))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted", 130))
-    except Exception as error:  # noqa: BLE001 (the outermost handler: every outcome below has a name and an exit code)
-        import click
-
-        if isinstance(error, click.ClickException):
-            error.show()
-            sys.exit(error.exit_code)
+    except Exception as error:  # noqa: BLE001 (the outermost handler: every outcome has a name and an exit code)
+        show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+        if callable(show) and isinstance(code, int):  # the parser's own word on a wrong option
+            show()
+            sys.exit(code)
         if isinstance(error, BrokenPipeError):
             sys.exit(1)
         if isinstance(error, OSError) and error.strerror:

@@ -32,18 +32,21 @@ def build_app() -> typer.Typer:
     return app
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kat {__version__}")
+        raise typer.Exit()
+
+
 def _options(
     context: typer.Context,
     home: Annotated[
         Path | None, typer.Option(help="Where defaults live; else KAT_HOME, else a per-user folder.")
     ] = None,
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
-    if version:
-        typer.echo(f"kat {__version__}")
-        raise typer.Exit()
-    if context.invoked_subcommand is None:
-        return
     from kat.runs.home import home_folder
 
     context.obj = home_folder(home)

@@ -166,6 +166,8 @@ def _value(recipe: Recipe, stage: Stage, run: Path, name: str) -> str:
     if name == "data":
         return str(data_folder(recipe.name))
     if name in recipe.values:
+        if recipe.values[name] == "":
+            raise UsageError(f"recipe {recipe.name}: {name} is not given; say --set {name}=…")
         return str(recipe.values[name])
     raise UsageError(f"recipe {recipe.name}: stage {stage.name}: {{{name}}} is neither a stage nor a value")
 

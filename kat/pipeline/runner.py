@@ -113,14 +113,15 @@ class Run:
         self.say(f"{stage.name}: kat {' '.join(words)}")
         started = time.perf_counter()
         log = self.notes / f"{_flat(stage.name)}.log"
-        code = processes.run(
-            [sys.executable, "-m", "kat", *words], log, lambda line: self.say(f"{stage.name} | {line}")
-        )
+        launch = [*_launcher(stage.processes), *words]
+        code = processes.run(launch, log, lambda line: self.say(f"{stage.name} | {line}"))
         seconds = time.perf_counter() - started
         if code == 130 or code < 0:
             raise StageError(f"{stage.name}: interrupted; run the same command again to go on", 130)
         if code != 0:
-            raise StageError(f"{stage.name}: stopped with exit code {code}; its output is in {log}", code)
+            lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+            raise StageError(f"{stage.name}: stopped with exit code {code}: {last} (all of it: {log})", code)
         output = self._content(self.folder / stage.name) if stage.writes else None
         self._write_note(stage, {**note, "finished": True, "output_hash": output, "seconds": round(seconds, 1)})
         self.say(f"{stage.name}: done in {seconds:.0f} s")
@@ -130,9 +131,9 @@ class Run:
         words = command(self.recipe, stage, self.folder)
         inputs: dict[str, str] = {}
         for word in words:
-            path = Path(word.partition("=")[2] if "=" in word else word)
-            if path.is_absolute() and path.is_file():
-                inputs[str(path)] = hash_file(path)
+            path = Path(word.partition("=")[2] if word.count("=") else word)
+            if len(word) < 4096 and path.exists() and self.folder not in path.absolute().parents:
+                inputs[word] = self._content(path)
         for name in stage.needs:
             inputs[name] = self._content(self.folder / name)
         here = str(self.folder)  # the run may be moved without becoming another
