@@ -1,0 +1,359 @@
+"""Which letter a response gives as its answer: final-answer anchored, offered letters only, or no letter at all.
+
+The main path: split the response at hallucinated new questions; in the first part that says anything, collect every
+explicit statement ("the answer is B", "\\boxed{B}", "B is correct"), let the last word stand, and only without any
+statement look for a line that is nothing but an answer ("B", "(B) bird", "bird"). The rules are one table, RULES.
+
+Decisions: a letter beats the text behind it ("The answer is B. mammal" is B even where mammal is option A); text in
+place of a letter must be an option word for word; two different final letters are ambiguous; a stated letter that is
+not offered is no answer; letters of other scripts are not read. Every quantifier is bounded: time is linear.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+VERSION = "kat-letters/1"
+LETTERS = "ABCDEFGHIJ"
+UNPARSED, AMBIGUOUS = "unparsed", "ambiguous"
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """`letter` is None where `rule` is "unparsed" or "ambiguous". `span` are the characters that decided, if any."""
+
+    letter: str | None
+    rule: str
+    span: tuple[int, int] | None
+
+
+def extract(text: str, choices: Sequence[str]) -> Extraction:
+    """The letter that `text` gives as its answer to an item with these `choices` (2 to 10)."""
+    reader = _Reader(text.translate(FOLD), choices)
+    start = 0
+    for end in [*(turn.start() for turn in NEW_TURN.finditer(reader.text)), len(text)]:
+        found = _settle(reader.statements(start, end), reader.text) or reader.bare_line(start, end)
+        if found is not None:
+            return found
+        start = end
+    return Extraction(None, UNPARSED, None)
+
+
+# Characters that only look or format differently, one for one so that spans hold: typographic quotes, full-width
+# colon, dashes (as the end of a clause, never a hyphen), and the invisible controls of width and direction.
+INVISIBLE = [0xAD, 0x61C, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF]
+FOLD = str.maketrans("‘’“”：—–−", "''\"\":;;;") | dict.fromkeys(INVISIBLE, ord(" "))
+SPACES = str.maketrans("\n\r\t", "   ")
+
+W = r"\s{0,8}"
+NOUN = r"(?:option|choice|answer|letter|number)"
+# What may stand around a letter: markdown, quotes, brackets, LaTeX, tags.
+OPEN = r"(?:[\s*_`\"'$({\[:;=>~#-]|\\[(\[]|\\(?:boxed|text|textbf|mathbf|mathrm|bf|rm)\b|<\w{1,10}>){0,12}"
+CLOSE = r"(?:[*_`\"'$)}\]]|\\[)\]]|</\w{1,10}>){0,8}"
+# "answer (to the question) is", "answer:", "**Answer**: "
+IS = (
+    rf"(?:\s{NOUN}|\skey)?[*_`\"')\]]{{0,3}}(?:\s\([^()\n]{{1,20}}\))?(?:\s(?:to|for|of)\s[^.!?:\n]{{1,80}}?)?"
+    rf"(?:,[^,.\n]{{1,25}},)?{W}(?:\b(?:is|are|was|(?:would|should|must|will|could|might|may|has to) be)\b|[:=]|[=-]>)"
+)
+CONCLUDED = r"\b(?:so|therefore|thus|hence|consequently|in conclusion|to conclude|in summary|overall|finally)\b[,:]?"
+I_CHOOSE = (
+    r"\b(?:(?:i|we)(?:'d|'ll|'m|\s(?:would|will|am))?|let's)"
+    r"\s(?:choose|chose|pick|picked|select|selected|go with|going with|opt for)\b|\bi(?:'d|\swould)\ssay\b"
+)
+
+# name, strength, anchor, strict. An anchor is searched in the lower-cased text; a letter or an option's text must
+# follow it. A stronger statement beats a weaker earlier one. After a strict anchor the letter must end its clause.
+RULES = (
+    ("boxed", 3, r"\\(?:boxed|fbox)\b", False),
+    ("answer tag", 3, r"<answer>", False),
+    ("final answer", 3, rf"\bfinal\W{{1,3}}(?:answer|choice|selection|decision|response)\b{IS}", False),
+    ("four hashes", 3, r"(?<![^\n])####", False),
+    ("concluded answer", 2, rf"{CONCLUDED}{W}(?:the|my|our)?{W}(?:correct|right|best)?{W}{NOUN}{IS}", False),
+    ("concluded letter", 2, rf"{CONCLUDED}{W}(?:it{W}(?:is|'s|must be))?", True),
+    ("answer is", 1, rf"\banswers?\b{IS}", False),
+    ("choice is", 1, rf"\b(?:correct|right|best|my|the)\s(?:option|choice|one|response|pick|guess)\b{IS}", False),
+    ("correct:", 1, r"\bcorrect:", True),
+    ("chosen", 1, I_CHOOSE, False),
+    ("not but", 1, rf"\bnot\b{W}{NOUN}?{W}{OPEN}\b[a-z]\b{CLOSE},?{W}(?:but|it's|it is|rather|instead)\b", False),
+    ("correction", 1, r"\b(?:no|wait|sorry|correction|actually|i mean)\b[,:;.!]", True),
+)
+ANCHORS = tuple((name, strength, re.compile(anchor), strict) for name, strength, anchor, strict in RULES)
+
+# "B is correct", "Option B: correct", "bird is the right answer": the letter or text comes first.
+IS_CORRECT = re.compile(
+    rf"(?:\b(?:is|was|seems|looks|appears to be|must be|would be|should be)\b"
+    rf"(?:{W}\b(?:clearly|definitely|indeed|probably|most likely|the|only|most)\b){{0,3}}{W}"
+    rf"\b(?:correct|right|(?:best|most appropriate|most accurate)\s{NOUN}|answer)(?![\w'])|[:;]{W}(?:correct|right)\b)"
+)
+# Before a statement, in the same clause: what makes it none ("I don't think", "if", "the wrong …").
+UNSAID = re.compile(
+    r"(?:\b(?:if|whether|unless|suppose|supposing|assuming|imagine|doubt|unsure|nor|neither)\b[^.!?,;:\n]{0,40}"
+    r"|(?:\bnot|n't)\s(?:think|believe|say|sure|certain|know|clear|agree|mean|convinced)\b[^.!?;:\n]{0,30}"
+    r"|(?:\bnot|n't|\bnever)\s(?:the\s)?(?:correct\s|right\s|best\s)?"
+    r"|\b(?:wrong|incorrect|false|worst|previous|earlier|initial|original|first|tempting|common|likely)\s)$",
+    re.I,
+)
+# Between two statements: what makes the later one a correction.
+CORRECTED = re.compile(
+    r"\b(?:wait|actually|correction|sorry|oops|hmm|instead|scratch that|on second thought|reconsider\w{0,3}|I was wrong"
+    r"|let me (?:re)?(?:think|consider|check)|my mistake|I made an? (?:mistake|error))\b|\bno[,.;!]",
+    re.I,
+)
+NEW_TURN = re.compile(r"\n\s{0,3}(?:#{1,3}\s?)?(?:question|q|user|human|student)\s?\d{0,3}\s?:", re.I)
+
+OPENING = re.compile(OPEN)
+CLOSING = re.compile(CLOSE)
+FILLED = re.compile(
+    rf"(?:{OPEN}\b(?:the|that|it|is|it's|either|both|most|likely|probably|clearly|definitely|actually|simply|indeed|{NOUN})"
+    rf"\b){{0,4}}{OPEN}",
+    re.I,
+)
+# A letter on its own: no part of a word, an abbreviation (E.U., R&B), a hyphenation (X-ray) or a grade (A+).
+LETTER = re.compile(
+    rf"(?<![^\W_])(?<![^\W_]_)(?P<letter>[A-Za-z])(?!_?[^\W_]|[+#\u0300-\u036f]|['.&-]\w|\s?=)(?P<close>{CLOSE})"
+)
+LETTER_BEFORE = re.compile(rf"(?P<noun>\b(?i:{NOUN})\s)?{OPEN}(?<!\w)(?P<letter>[A-Ja-j])(?P<close>{CLOSE})[.):]?\s?$")
+JOINED = re.compile(rf"{W}(?:,\s(?:or|and)\b|,|/|&|\+|\b(?:or|and)\b){W}(?:{NOUN}\b)?", re.I)
+ANOTHER = re.compile(rf"(?i:{JOINED.pattern}){OPEN}(?P<letter>\b[A-J]\b)")
+ONE_BEFORE = re.compile(rf"\b[A-J]{CLOSE}{W}(?:,|/|&|\bor\b|\band\b){W}{NOUN}?{W}{OPEN}$", re.I)
+PREDICATE = re.compile(r"\W{1,3}(?:is|are|was|would|has|does|can)\b", re.I)
+CLAUSE_END = re.compile(r"\s{0,3}(?:$|[!?\n,;]|\.(?!\s[a-z]))")
+SENTENCE_END = re.compile(r"\s{0,3}(?:$|[.!?\n])")
+# What may follow a letter that could be a word (A, I), or an option's text, so that it is no part of a longer phrase.
+PHRASE_END = re.compile(
+    r"\s{0,3}(?:$|[.,;:!?)\]}\n/&(\[]|\\[)\]])|\s{1,3}(?:because|since|as|and|or|but|which|for|based|due|not|rather"
+    r"|instead|over|with|from|is|was|in|it|this|the|so|then)\b",
+    re.I,
+)
+WORD_GOES_ON = re.compile(r"[\w%°]|[-'.,]\w")
+ARTICLE = re.compile(r"(?:the|an?)\s{1,3}", re.I)
+LEAD = re.compile(
+    rf"(?:{OPEN}\b(?:it is|it's|this is|that is|that's|they are|I think|I believe|probably|maybe|sure|so|{NOUN})\b"
+    rf"[,:;]?){{0,4}}{OPEN}",
+    re.I,
+)
+LINE_END = re.compile(rf"[.!,;:)]?\s?{CLOSE}[.!]?$")
+FIRST_WORDS = re.compile(rf"(?i:{NOUN}\s)?{OPEN}{LETTER.pattern}(?P<mark>[.):,]|\s[;-]\s|\s(?=because\b|since\b))")
+MARKED = re.compile(r"(?<!\w)([A-J])[.):]\s")
+LINE = re.compile(r"[^\n]+")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One explicit claim; `letter` is "" where it is no offered letter and None where it names several."""
+
+    start: int
+    end: int
+    letter: str | None
+    strength: int
+    rule: str
+
+
+def _settle(statements: list[Statement], text: str) -> Extraction | None:
+    """The last word. A different letter later on is a contradiction, unless it is stated more strongly or corrects."""
+    last: Statement | None = None
+    conflict = False
+    for one in statements:
+        if one.letter is None or last is None or last.letter is None:
+            conflict = one.letter is None
+        elif one.letter != last.letter:
+            conflict = not (one.strength > last.strength or CORRECTED.search(text, last.end, one.end))
+        elif one.strength < last.strength:
+            continue
+        last = one
+    if last is None:
+        return None
+    if conflict:
+        return Extraction(None, AMBIGUOUS, (last.start, last.end))
+    if not last.letter:
+        return Extraction(None, UNPARSED, None)
+    return Extraction(last.letter, last.rule, (last.start, last.end))
+
+
+class _Reader:
+    """One response and its item: finds statements, and lines that are answers."""
+
+    def __init__(self, text: str, choices: Sequence[str]) -> None:
+        self.text = text
+        self.lower = _lower(text)
+        self.flat = self.lower.translate(SPACES)
+        self.offered = LETTERS[: len(choices)]
+        self.options = _options(tuple(choices))
+
+    def statements(self, start: int, end: int) -> list[Statement]:
+        """Every explicit claim between start and end, in order; of claims that end together the strongest."""
+        found: dict[int, Statement] = {}
+        for one in [*self._anchored(start, end), *self._correct(start, end)]:
+            if one.end not in found or one.strength > found[one.end].strength:
+                found[one.end] = one
+        return [found[key] for key in sorted(found)]
+
+    def _anchored(self, start: int, end: int) -> Iterator[Statement]:
+        for name, strength, anchor, strict in ANCHORS:
+            for match in anchor.finditer(self.lower, start, end):
+                read = self._read(match.end(), end, strict)
+                if read is not None and not self._unsaid(match.start()):
+                    letter, stop, suffix = read
+                    yield Statement(match.start(), stop, letter, strength, name + suffix)
+
+    def _read(self, at: int, end: int, strict: bool) -> tuple[str | None, int, str] | None:
+        """The option's text, or else the letter, that stands at `at`: (letter, end, suffix of the rule's name)."""
+        filled = self._past(FILLED, at, end)
+        if not strict:
+            for begin in (self._past(OPENING, at, end), filled):
+                option = self._option(begin, at, end)
+                if option and PHRASE_END.match(self.text, option[1], end):
+                    joined = self._past(JOINED, option[1], end)
+                    second = self._option(joined, joined, end) if joined > option[1] else None
+                    return (None, second[1], "") if second and second[0] != option[0] else (*option, " (text)")
+        match = LETTER.match(self.text, filled, end)
+        letter = self._letter(match, end, strict) if match else None
+        if match is None or letter is None:
+            return None
+        other = ANOTHER.match(self.text, self._after_own_text(letter, match.end(), end), end)
+        if other and other["letter"] in self.offered and other["letter"] != letter and self._names(other, end):
+            return None, other.end(), ""
+        return letter, match.end(), ""
+
+    def _letter(self, match: re.Match[str], end: int, strict: bool) -> str | None:
+        """The matched letter in upper case, "" where it is not offered, None where it may be a word."""
+        written, letter = match["letter"], match["letter"].upper()
+        clause = bool(CLAUSE_END.match(self.text, match.end(), end))
+        if strict and not clause:
+            return None
+        if letter not in self.offered:
+            return "" if written.isupper() and (clause or match["close"]) else None
+        if match["close"] or letter not in "AI":
+            return letter
+        follows = PHRASE_END if written == "A" else SENTENCE_END if written == "I" else CLAUSE_END
+        own = written == "A" and self._after_own_text(letter, match.end(), end) > match.end()
+        return letter if own or follows.match(self.text, match.end(), end) else None
+
+    def _names(self, other: re.Match[str], end: int) -> bool:
+        """Whether the letter after "or" or "," is a second answer: not the subject of a new clause, not a word."""
+        stop = other.end()
+        if PREDICATE.match(self.text, stop, end) or WORD_GOES_ON.match(self.text, stop, end):
+            return False
+        return other["letter"] not in "AI" or PHRASE_END.match(self.text, stop, end) is not None
+
+    def _correct(self, start: int, end: int) -> Iterator[Statement]:
+        """What stands before "is correct": a letter, a letter with its option's text, or the text alone."""
+        for match in IS_CORRECT.finditer(self.lower, start, end):
+            at, by_text = self._trimmed(start, match.start()), None
+            for option, letter in self.options:
+                begin = at - len(option)
+                whole = begin == start or (begin > start and not self.text[begin - 1].isalnum())
+                if whole and self.flat.startswith(option, begin):
+                    at, by_text = begin, letter
+                    break
+            before = LETTER_BEFORE.search(self.text, max(start, at - 40), at)
+            named = before and (before["letter"] in "ABCDEFGHJ" or before["noun"] or before["close"])
+            if before and named and before["letter"].upper() in self.offered:
+                first = before.start()
+                several = ONE_BEFORE.search(self.text, max(start, first - 40), before.start("letter"))
+                letter_or_none, rule = None if several else before["letter"].upper(), "is correct"
+            elif by_text:
+                first, letter_or_none, rule = at, by_text, "is correct (text)"
+            else:
+                continue
+            if not self._unsaid(first):
+                yield Statement(first, match.end(), letter_or_none, 1, rule)
+
+    def _past(self, pattern: re.Pattern[str], at: int, end: int) -> int:
+        """Where the pattern, matched at `at`, ends; `at` itself where it does not match."""
+        match = pattern.match(self.text, at, end)
+        return match.end() if match else at
+
+    def _trimmed(self, start: int, at: int) -> int:
+        """`at` without up to eight characters of white space before it."""
+        begin = max(start, at - 8)
+        return begin + len(self.text[begin:at].rstrip())
+
+    def _unsaid(self, at: int) -> bool:
+        return UNSAID.search(self.text, max(0, at - 80), at) is not None
+
+    def _option(self, begin: int, at: int, end: int) -> tuple[str, int] | None:
+        """The longest option whose text stands at `begin`, or up to three opening signs before it: (letter, end)."""
+        article = ARTICLE.match(self.text, begin, end)
+        for place in [*range(max(at, begin - 3), begin + 1), *([article.end()] if article else [])]:
+            for option, letter in self.options:
+                stop = place + len(option)
+                there = stop <= end and self.flat.startswith(option, place)
+                if there and not WORD_GOES_ON.match(self.text, stop, end):
+                    return letter, self._past(CLOSING, stop, end)
+        return None
+
+    def _after_own_text(self, letter: str, at: int, end: int) -> int:
+        """Where the text of the letter's own option ends, if it follows ("B. bird" → after bird), else `at`."""
+        begin = at + (self.text[at : at + 1] in (".", ")", ":", ";", ","))
+        option = self._option(self._past(OPENING, begin, end), begin, end)
+        return option[1] if option and option[0] == letter else at
+
+    def bare_line(self, start: int, end: int) -> Extraction | None:
+        """Without any statement: all of the text, or its first or last line, where it is nothing but an answer.
+
+        The first line may also begin with one ("B. bird", "(B) because …"). Lines that begin with different letters
+        are a list of options, not an answer; a first and a last line that differ are ambiguous.
+        """
+        spans = (match.span() for match in LINE.finditer(self.text, start, end))
+        lines = [(a, a + len(self.text[a:b].rstrip())) for a, b in spans if not self.text[a:b].isspace()]
+        whole = self._lone(lines[0][0], lines[-1][1], first=True, only=True) if lines else None
+        if whole is not None:
+            return whole
+        marks = {line: m for line in lines if (m := FIRST_WORDS.match(self.text, *line)) and m["mark"] in ".):"}
+        listed = len({mark["letter"].upper() for mark in marks.values()}) > 1
+        able = [line for line in (lines[:1] + lines[1:][-1:]) if not (listed and line in marks)]
+        found = [read for line in able if (read := self._lone(*line, first=line == lines[0], only=len(lines) == 1))]
+        if not found and able and able[0] == lines[0]:
+            found = [read for line in able[:1] if (read := self._first_words(*line))]
+        if len({read.letter for read in found}) > 1:
+            return Extraction(None, AMBIGUOUS, found[-1].span)
+        return found[0] if found else None
+
+    def _lone(self, start: int, end: int, first: bool, only: bool) -> Extraction | None:
+        """The answer that is all of this line.
+
+        An option's text counts in the first line only (later it is a quotation), "I" above other lines is a heading.
+        """
+        begin = self._past(LEAD, start, end)
+        option = self._option(begin, start, end)
+        if first and option and LINE_END.match(self.text, option[1], end):
+            return Extraction(option[0], "lone line (text)", (begin, option[1]))
+        match = LETTER.match(self.text, begin, end)
+        letter = match["letter"].upper() if match else ""
+        if match is None or letter not in self.offered or (letter == "I" and first and not only):
+            return None
+        alone = LINE_END.match(self.text, self._after_own_text(letter, match.end(), end), end)
+        return Extraction(letter, "lone line", (start, match.end())) if alone else None
+
+    def _first_words(self, start: int, end: int) -> Extraction | None:
+        match = FIRST_WORDS.match(self.text, start, end)
+        if match is None or match["letter"] not in self.offered or self._listed_on(start, end):
+            return None
+        if match["letter"] == "I" and match["mark"] not in "):":
+            return None  # a pronoun, or a heading's number
+        initials = self.lower[match.start("letter") : match.start("letter") + 6]
+        if any(text[1:2] == "." and text.startswith(initials) for text, _ in self.options):
+            return None  # an option's own text begins like that: "E. coli"
+        return Extraction(match["letter"], "first words", (start, match.end("close")))
+
+    def _listed_on(self, start: int, end: int) -> bool:
+        """Whether one line holds two letters, each with its own option's text: a list of options."""
+        marks = MARKED.finditer(self.text, start, end)
+        return len({m[1] for m in marks if self._after_own_text(m[1], m.end(1), end) > m.end(1)}) > 1
+
+
+@lru_cache(maxsize=8192)
+def _options(choices: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """(text, letter), longest first; without texts that stand twice or that are an offered letter themselves."""
+    texts = [_lower(choice.translate(FOLD)).translate(SPACES).strip().rstrip(" .;:!") for choice in choices]
+    own = set(LETTERS[: len(choices)].lower()) | {""}
+    able = [(text, LETTERS[i]) for i, text in enumerate(texts) if texts.count(text) == 1 and text not in own]
+    return tuple(sorted(able, key=lambda pair: -len(pair[0])))
+
+
+def _lower(text: str) -> str:
+    """Lower case, character for character, so that positions hold (a few letters would grow)."""
+    lower = text.lower()
+    return lower if len(lower) == len(text) else "".join(c if len(c.lower()) != 1 else c.lower() for c in text)
