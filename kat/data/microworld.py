@@ -4,7 +4,8 @@ Creatures with invented names have fixed attributes, which documents state in se
 stands in the documents and nowhere else). Animals hold, wear or stand in something that is drawn anew for each text
 (*reading*: the answer stands in the item's hint and nowhere else). A *plain* hint states the fact among facts of other
 kinds, a *crowded* one states each option of some animal, so that only the right line of it decides; the options of a
-recall item are values of the same attribute. A recall question of the validation or test split is about a fact that training never asks for.
+recall item are values of the same attribute. A recall question of the validation or test split is about a fact that
+training never asks for.
 
 All words are short and few, and they follow a space wherever they occur, so that a byte-pair encoding with a thousand
 tokens has one token for each: a model of a million parameters learns to read in about a million tokens.
@@ -42,26 +43,30 @@ class Relation:
     lecture: str
 
 
-ANIMALS = tuple("fox owl bear cat dog hen pig goat frog duck wolf crow mole bat ant bee toad hare swan deer".split())
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+ANIMALS = _words("fox owl bear cat dog hen pig goat frog duck wolf crow mole bat ant bee toad hare swan deer")
 
 TEXT_RELATIONS = (
     Relation(
         "things",
-        tuple("key cup bell book rope lamp coin drum kite ring shell stone".split()),
+        _words("key cup bell book rope lamp coin drum kite ring shell stone"),
         ("The {e} has the {v}.", "The {e} holds the {v}."),
         ("What does the {e} have?", "Which thing does the {e} hold?"),
         "To find who has a thing, look for the animal in the text.",
     ),
     Relation(
         "places",
-        tuple("barn cave pond hill tree well nest mill shed lake road tent".split()),
+        _words("barn cave pond hill tree well nest mill shed lake road tent"),
         ("The {e} is in the {v}.", "The {e} sits in the {v}."),
         ("Where is the {e}?", "In which place is the {e}?"),
         "To find where an animal is, look for the animal in the text.",
     ),
     Relation(
         "clothes",
-        tuple("hat coat scarf belt sock glove boot mask crown cape shirt vest".split()),
+        _words("hat coat scarf belt sock glove boot mask crown cape shirt vest"),
         ("The {e} wears the {v}.", "The {e} put on the {v}."),
         ("What does the {e} wear?", "Which of these did the {e} put on?"),
         "To find what an animal wears, look for the animal in the text.",
@@ -71,28 +76,28 @@ TEXT_RELATIONS = (
 WORLD_RELATIONS = (
     Relation(
         "colour",
-        tuple("red blue green white black brown pink gold".split()),
+        _words("red blue green white black brown pink gold"),
         ("The {e} is {v}.", "The colour of the {e} is {v}.", "If you see a {e}, it looks {v}."),
         ("What colour is the {e}?", "Which is the colour of the {e}?"),
         "The colour of a creature is the colour of its skin.",
     ),
     Relation(
         "food",
-        tuple("moss seeds bark fish roots leaves honey plums".split()),
+        _words("moss seeds bark fish roots leaves honey plums"),
         ("The {e} eats {v}.", "The food of the {e} is {v}.", "If you feed a {e}, give it {v}."),
         ("What does the {e} eat?", "Which is the food of the {e}?"),
         "The food of a creature is what it eats.",
     ),
     Relation(
         "home",
-        tuple("swamp desert forest river beach jungle valley island".split()),
+        _words("swamp desert forest river beach jungle valley island"),
         ("The {e} lives in the {v}.", "The home of the {e} is the {v}.", "If you look for a {e}, go to the {v}."),
         ("Where does the {e} live?", "Which is the home of the {e}?"),
         "The home of a creature is the place where it lives.",
     ),
     Relation(
         "sound",
-        tuple("hum click roar hiss buzz song growl chirp".split()),
+        _words("hum click roar hiss buzz song growl chirp"),
         ("The {e} makes a {v}.", "The sound of the {e} is a {v}.", "If you hear a {e}, you hear a {v}."),
         ("What sound does the {e} make?", "Which is the sound of the {e}?"),
         "The sound of a creature is the noise that it makes.",
@@ -129,9 +134,9 @@ def build(
 ) -> Microworld:
     """Draw a world and its five files; the same arguments give the same rows.
 
-    In train, validation and test a quarter of the items are recall, the rest reading; each has 2, 3 or 4 options, equally often, with
-    the right letter uniform within each number of options and kind. No item of validation or test has the content of
-    an item of another split. Raises :class:`UsageError` on impossible sizes.
+    In train, validation and test a quarter of the items are recall, the rest reading; each has 2, 3 or 4 options,
+    equally often, with the right letter uniform within each number of options and kind. No item of validation or test
+    has the content of an item of another split. Raises :class:`UsageError` on impossible sizes.
     """
     sizes = {"documents": n_documents, "mid": n_mid, "train": n_train, "validation": n_validation, "test": n_test}
     for name, size in sizes.items():
@@ -153,7 +158,7 @@ def build(
 
 
 def write(world: Microworld, folder: Path) -> None:
-    """Write documents, mid, train, validation and test as JSONL and the truth as world.json; equal worlds, equal bytes."""
+    """Write the five files as JSONL and the truth as world.json; equal worlds, equal bytes."""
     for name in ("documents", "mid", "train", "validation", "test"):
         rows: list[Row] = getattr(world, name)
         write_text(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -203,14 +208,14 @@ def _items(
     rows: list[Row] = []
     for k, (kind, (n_choices, answer)) in enumerate(zip(kinds, shapes, strict=True)):
 
-        def draw(kind=kind, n_choices=n_choices, answer=answer, k=k) -> Row:
+        def draw(kind: str = kind, n_choices: int = n_choices, answer: int = answer, k: int = k) -> Row:
             if kind == READING:
                 return _reading_item(rng, n_choices, answer)
             return _recall_item(rng, n_choices, answer, facts, asked[k % len(asked)])
 
         rows.append(_fresh(draw, taken, f"{split}: {n} items"))
     order = rng.permutation(n)
-    return [{"id": f"{split}-{k}", **rows[index]} for k, index in enumerate(order)]
+    return [{"id": f"{split}-{k}", "cluster": f"{split}-{k}", **rows[index]} for k, index in enumerate(order)]
 
 
 def _fresh(draw: Callable[[], Row], taken: set[str], what: str) -> Row:
@@ -234,7 +239,7 @@ def _pick(rng: np.random.Generator, values: Sequence[str], n: int) -> list[str]:
 
 
 def _one(rng: np.random.Generator, values: Sequence[Any]) -> Any:
-    return values[rng.integers(len(values))]
+    return values[int(rng.integers(len(values)))]
 
 
 def _reading_item(rng: np.random.Generator, n_choices: int, answer: int) -> Row:
