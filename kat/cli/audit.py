@@ -50,7 +50,7 @@ def audit(
         twin=_find(twin, suite, home).evals if twin else None,
         checkpoints=(known[0], known[1]) if known[0] and known[1] else None,
     )
-    typer.echo(found.verdict.sentence)
+    typer.echo(f"{found.verdict.word}. {found.verdict.sentence}")
     typer.echo(f"{folder / 'audit.html'}")
 
 

@@ -33,7 +33,9 @@ def evaluate(
     from kat.runs.home import resolve_model
 
     home: Path = context.obj
-    loaded = get_suite(suite)(_need(data, "--data FILE"))
+    loaded = get_suite(suite)(data) if data else get_suite(suite)()
+    for note in getattr(loaded, "notes", ()):
+        typer.echo(f"{suite}: {note}", err=True)
     if responses is not None:
         _recorded(loaded, responses, model_name, models, out, home, limit, seed)
         return
@@ -107,8 +109,3 @@ def show(results: "Results", folder: Path) -> None:
         typer.echo(f" {mark}{name:28s} {m.estimate:8.4f}  [{m.low:.4f}, {m.high:.4f}]  {m.method}")
     typer.echo(f"  {folder}")
 
-
-def _need(data: Path | None, what: str) -> Path:
-    if data is None:
-        raise UsageError(f"kat eval: {what} is missing")
-    return data
