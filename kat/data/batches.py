@@ -114,10 +114,12 @@ class Batches:
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise EvidenceError(f"data cursor: {name} is {value!r} here and {state.get(name)!r} in the saved state")
-        epoch, row = state.get("epoch"), state.get("row")
-        if not isinstance(epoch, int) or not isinstance(row, int) or epoch < 0 or not 0 <= row < self.rows_per_epoch(epoch):
-            raise EvidenceError(f"data cursor: epoch {epoch!r}, row {row!r} is no place in this data")
-        self._epoch, self._row = epoch, row
+        place = (state.get("epoch"), state.get("row"))
+        match place:
+            case (int(epoch), int(row)) if epoch >= 0 and 0 <= row < self.rows_per_epoch(epoch):
+                self._epoch, self._row = epoch, row
+            case _:
+                raise EvidenceError(f"data cursor: epoch {place[0]!r}, row {place[1]!r} is no place in this data")
 
     def rows_per_epoch(self, epoch: int = 0) -> int:
         """How many rows an epoch has over all ranks; in the packed layout epochs differ by a few."""
@@ -144,7 +146,7 @@ class Batches:
         for index, row in enumerate(rows):
             ids[index, : len(row.ids)] = row.ids
             targets[index, : len(row.ids)] = row.targets
-            if doc_ids is not None:
+            if doc_ids is not None and row.doc_ids is not None:
                 doc_ids[index, : len(row.ids)] = row.doc_ids
         return Batch(ids, targets, doc_ids, [row.names for row in rows] or [[]])
 
@@ -190,20 +192,19 @@ class _PackedPlan:
     """Rows of whole examples, each shifted by itself."""
 
     def __init__(self, data: TokenData, row_len: int, rng: np.random.Generator | None) -> None:
-        self.data = data
-        self.rows = packing.pack(data.lengths - 1, row_len, rng)
+        self.data, self.sizes = data, data.lengths - 1
+        self.rows = packing.pack(self.sizes, row_len, rng)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def row(self, index: int) -> _Row:
         examples = self.rows[index]
-        sizes = self.data.lengths[examples] - 1
         places = np.concatenate([np.arange(self.data.offsets[e], self.data.offsets[e + 1] - 1) for e in examples])
         return _Row(
             ids=self.data.ids[places],
             targets=_targets(self.data, places + 1),
-            doc_ids=np.repeat(np.arange(len(examples), dtype=np.int32), sizes),
+            doc_ids=np.repeat(np.arange(len(examples), dtype=np.int32), self.sizes[examples]),
             names=[self.data.names[e] for e in examples],
         )
 

@@ -35,7 +35,7 @@ def parse_example(row: dict[str, Any]) -> Example:
     """
     found = [kind for kind in KINDS if kind in row]
     if len(found) != 1:
-        what = f"both {found[0]} and {found[1]}" if found else 'none of "text", "messages" and "question" with "choices"'
+        what = f"both {found[0]} and {found[1]}" if found else "no text, no messages, and no question with choices"
         raise RowError(f"holds {what}: not a document, a conversation or a multiple-choice item")
     if found == ["choices"]:
         return parse_choice_item(row)

@@ -1,8 +1,8 @@
 """Rows of JSONL files, read strictly: a fault of the file stops at once, a fault of a row is dropped and named by line.
 
 A *file* fault (missing, empty, a cut gzip, binary, not UTF-8, an array instead of lines, a last row cut in half, no
-usable row at all) raises a :class:`UsageError`. A *row* fault (malformed JSON, a row that the parser refuses, a key that
-stands already) is dropped, counted and named by its line; more than `max_bad` of the lines raises as well.
+usable row at all) raises a :class:`UsageError`. A *row* fault (malformed JSON, a row that the parser refuses, a key
+that stands already) is dropped, counted and named by its line; more than `max_bad` of the lines raises as well.
 """
 
 import gzip
@@ -54,14 +54,18 @@ class Rows(Generic[T]):
 
 
 def load_rows(
-    paths: Sequence[Path], parse: Callable[[dict[str, Any]], T], *, key: Callable[[T], str] | None, max_bad: float = 0.01
+    paths: Sequence[Path],
+    parse: Callable[[dict[str, Any]], T],
+    *,
+    key: Callable[[T], str] | None,
+    max_bad: float = 0.01,
 ) -> Rows[T]:
     """Read .jsonl files (gzip or plain, told apart by content) and .txt files (one document each), in the order given.
 
     A row without an ``id`` gets ``<file name>:<line>``. Blank lines are skipped and not counted. `parse` turns a JSON
-    object into a row or raises :class:`RowError`; `key` names what must be unique over all files. The hash is the sha256
-    of the decompressed bytes of all files in order. Raises :class:`UsageError` on a file fault, and when more than the
-    share `max_bad` of the lines are faulty.
+    object into a row or raises :class:`RowError`; `key` names what must be unique over all files. The hash is the
+    sha256 of the decompressed bytes of all files in order. Raises :class:`UsageError` on a file fault, and when more
+    than the share `max_bad` of the lines are faulty.
     """
     if not 0 <= max_bad <= 1:
         raise UsageError(f"max_bad {max_bad}: must lie between 0 and 1")
@@ -100,7 +104,7 @@ def load_rows(
     if len(faults) > max_bad * n_lines:
         raise UsageError(
             f"{paths[0] if len(paths) == 1 else f'{len(paths)} files'}: {len(faults):,} of {n_lines:,} rows are faulty "
-            f"({_name_faults(faults, 3)}), more than the {max_bad:.3g} allowed: mend them, or raise max_bad to drop them"
+            f"({_name_faults(faults, 3)}), more than the share {max_bad:.3g} allowed: mend them, or raise max_bad"
         )
     return Rows(rows, faults, n_lines, digest.hexdigest())
 
@@ -198,7 +202,7 @@ def _decode(raw: bytes, path: Path, line: int) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{path} line {line}: not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}): convert the file"
+            f"{path} line {line}: not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}): convert it"
         ) from None
 
 
@@ -217,7 +221,7 @@ def _lines(path: Path, digest: Any) -> Iterator[bytes]:
     if start.startswith(UTF16_BOMS):
         raise UsageError(f"{path}: UTF-16 text, not UTF-8: convert the file")
     if path.suffix == ".gz" and not zipped:
-        raise UsageError(f"{path}: {'empty file' if not start else 'named .gz but not gzip: rename it or copy it again'}")
+        raise UsageError(f"{path}: {'named .gz but not gzip: rename it or copy it again' if start else 'empty file'}")
     try:
         with gzip.open(path, "rb") if zipped else path.open("rb") as file:
             for raw in file:

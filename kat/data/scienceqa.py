@@ -10,7 +10,8 @@ from kat.errors import UsageError
 from kat.runs.files import canonical_json
 
 HUB_NAME = "derek-thomas/ScienceQA"
-HUB_COLUMNS = ("question", "choices", "answer", "hint", "grade", "subject", "topic", "category", "skill", "lecture", "solution")
+NEEDED = ("question", "choices", "answer", "hint")
+HUB_COLUMNS = (*NEEDED, "grade", "subject", "topic", "category", "skill", "lecture", "solution")
 SPLITS = ("train", "validation", "test")
 
 
@@ -39,7 +40,7 @@ def from_dataset(dataset: Any, split: str) -> Rows[ChoiceItem]:
 
     Only whether there is an image is read, never the image itself. The hash is that of the rows' canonical JSON.
     """
-    missing = [name for name in ("image", *HUB_COLUMNS[:4]) if name not in dataset.column_names]
+    missing = [name for name in ("image", *NEEDED) if name not in dataset.column_names]
     if missing:
         raise UsageError(f"{HUB_NAME}: the data set has no column {', '.join(missing)}")
     has_image = _has_image(dataset)
@@ -87,4 +88,4 @@ def _fetch(split: str) -> Any:
         return datasets.load_dataset(HUB_NAME, split=split)
     except (OSError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"{HUB_NAME}: can't be fetched from the hub ({reason}); give a local JSONL file instead") from None
+        raise UsageError(f"{HUB_NAME}: can't be fetched from the hub ({reason}); give a local JSONL file") from None

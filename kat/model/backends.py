@@ -115,6 +115,8 @@ class NativeBackend:
         ]
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[list[ContinuationScore]]:
+        if not requests:
+            return []
         rows: list[list[int]] = []  # full token rows, several a request
         starts: list[int] = []  # where the scored part of each begins
         sizes: list[int] = []
@@ -138,23 +140,29 @@ class NativeBackend:
 
     @torch.inference_mode()
     def _sum_logprobs(self, rows: Sequence[list[int]], starts: Sequence[int]) -> list[float]:
-        """Sum of log p(row[t] | row[:t]) over t >= start. Rows are padded on the right: causal attention hides it."""
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self.tokenizer.pad_id)
-        scored = torch.zeros(len(rows), width, dtype=torch.bool)
-        for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
-            ids[i, : len(row)] = torch.tensor(row)
-            scored[i, start : len(row)] = True
-        ids, scored = ids.to(self.model.device), scored.to(self.model.device)
-        logprobs = self._logprobs(ids, scored)
-        row_of = scored.nonzero()[:, 0]
-        return torch.zeros(len(rows), dtype=torch.float64, device=ids.device).index_add(0, row_of, logprobs).tolist()
+        """Sum of log p(row[t] | row[:t]) over t >= start, for each row.
 
-    def _logprobs(self, ids: Tensor, scored: Tensor) -> Tensor:
-        """(N,) float64 log-probabilities of the tokens marked in `scored` (B, T); the head runs on those only."""
-        hidden = self.model.hidden(ids[:, :-1])[scored[:, 1:]]
-        targets = ids[:, 1:][scored[:, 1:]]
-        return -F.cross_entropy(self.model.logits(hidden).float(), targets, reduction="none").double()
+        Rows that differ in their last token only (the letters of one question) share one pass of the model. They are
+        padded on the right, which causal attention does not see.
+        """
+        contexts = list(dict.fromkeys(tuple(row[:-1]) for row in rows))
+        place = {context: i for i, context in enumerate(contexts)}
+        ids = torch.full((len(contexts), max(map(len, contexts))), self.tokenizer.pad_id)
+        for i, context in enumerate(contexts):
+            ids[i, : len(context)] = torch.tensor(context)
+        hidden = self.model.hidden(ids.to(self.model.device))  # (contexts, T, C)
+        scored = [
+            (i, place[tuple(row[:-1])], t - 1, row[t])
+            for i, (row, start) in enumerate(zip(rows, starts, strict=True))
+            for t in range(start, len(row))
+        ]
+        of_row, of_context, at, target = torch.tensor(scored, dtype=torch.long).view(-1, 4).unbind(1)
+        logprobs = self._logprobs(hidden[of_context, at], target.to(hidden.device))
+        return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, of_row, logprobs).tolist()
+
+    def _logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """(N,) float64 log-probabilities, on the CPU, of targets (N,) after hidden states (N, C)."""
+        return -F.cross_entropy(self.model.logits(hidden).float(), targets, reduction="none").double().cpu()
 
     @torch.inference_mode()
     def nll(self, texts: Sequence[str]) -> list[tuple[float, int, int]]:
@@ -164,8 +172,8 @@ class NativeBackend:
             nats, row = 0.0, [self.tokenizer.bos_id, *ids]
             # Windows of the model's context that overlap by one token: each token is predicted exactly once.
             for start in range(0, len(row) - 1, context):
-                window = torch.tensor([row[start : start + context + 1]], device=self.model.device)
-                nats -= float(self._logprobs(window, torch.ones_like(window, dtype=torch.bool)).sum())
+                window = torch.tensor(row[start : start + context + 1], device=self.model.device)
+                nats -= float(self._logprobs(self.model.hidden(window[None, :-1])[0], window[1:]).sum())
             results.append((nats, len(text.encode()), len(ids)))
         return results
 
@@ -188,4 +196,5 @@ def open_backend(model: str | Path, device: str = "cpu") -> Backend:
         return HFBackend(Path(name.removeprefix("hf:")), device)
     checkpoint = load_checkpoint(Path(name), device)
     set_threads(checkpoint.model.config.parameter_count())
+    checkpoint.model.lay_out_for_decoding()
     return NativeBackend(checkpoint)

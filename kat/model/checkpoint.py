@@ -1,25 +1,25 @@
 """A checkpoint is a Hugging Face folder.
 
 transformers' AutoModelForCausalLM and AutoTokenizer load it as it is. kat adds kat.json (what the model is and where it
-came from, with the sha256 of every other file) and probe.safetensors (token ids and the logits they gave at save),
-which is recomputed at load: weights can load strictly and the model still be wrong.
+came from, with the sha256 of every other file and of itself) and probe.safetensors (token ids and the logits they gave
+at save), which is recomputed at load: weights can load strictly and the model still be wrong.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kat.errors import EvidenceError, UsageError
 from kat.model.config import GPTConfig
 from kat.model.gpt import GPT
-from kat.runs.files import canonical_json, hash_file, new_folder, read_json, write_json
+from kat.model.tensors import load_tensors, save_tensors
+from kat.runs.files import canonical_json, hash_file, hash_json, new_folder, read_json, write_json
 from kat.tokenizer.bpe import Tokenizer
 
 SCHEMA = "kat.checkpoint/1"
@@ -40,10 +40,14 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, model: GPT, tokenizer: Tokenizer, meta: Mapping[str, Any]) -> str:
-    """Write a checkpoint folder atomically (an existing one is replaced) and return its identity.
+    """Write a checkpoint folder atomically and return its identity. An existing checkpoint is replaced; a folder of
+    anything else is a UsageError.
 
     `meta` holds stage, step, metrics, hashes of data and settings, parent, seeds …; it must be JSON.
     """
+    folder = Path(folder)
+    if folder.exists() and not (folder / "kat.json").is_file():
+        raise UsageError(f"{folder}: exists and is no kat checkpoint; choose another place")
     with new_folder(folder) as temporary:
         return write_checkpoint(temporary, model, tokenizer, meta)
 
@@ -54,11 +58,11 @@ def write_checkpoint(folder: Path, model: GPT, tokenizer: Tokenizer, meta: Mappi
         raise UsageError(
             f"the model has {model.config.vocab_size} token embeddings and the tokenizer {tokenizer.vocab_size} tokens"
         )
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    dtype = _one_dtype(weights)
     special = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-    config = model.config.to_hf(**special, dtype=dtype)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = model.config.to_hf(**special, dtype=str(dtype).removeprefix("torch."))
+    save_tensors(folder / "model.safetensors", weights, metadata={"format": "pt"})
     write_json(folder / "config.json", config)
     write_json(
         folder / "generation_config.json",
@@ -71,13 +75,19 @@ def write_checkpoint(folder: Path, model: GPT, tokenizer: Tokenizer, meta: Mappi
     )
     tokenizer.save(folder, model_max_length=model.config.sequence_len)
     ids = probe_ids(model.config)
-    save_file({"ids": ids, "logits": _probe_logits(model, ids)}, folder / "probe.safetensors")
+    save_tensors(folder / "probe.safetensors", {"ids": ids, "logits": _probe_logits(model, ids)})
     identity = identity_of(weights, folder)
-    write_json(
-        folder / "kat.json",
-        {"schema": SCHEMA, **meta, "identity": identity, "files": _manifest(folder)},
-    )
+    content = {"schema": SCHEMA, **meta, "identity": identity, "files": _manifest(folder)}
+    write_json(folder / "kat.json", {**content, "sha256": hash_json(content)})
     return identity
+
+
+def _one_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
+    dtypes = {tensor.dtype for tensor in weights.values()}
+    if len(dtypes) > 1 or not dtypes <= set(PROBE_TOLERANCE):
+        found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise UsageError(f"a checkpoint holds float32 or bfloat16 weights, all alike; these are {found}")
+    return dtypes.pop()
 
 
 def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
@@ -86,15 +96,17 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> C
     Raises UsageError where `folder` is no checkpoint, EvidenceError where it is one that was damaged.
     """
     folder = Path(folder)
-    meta = read_meta(folder)
-    _verify_files(folder, meta)
+    meta = verify_checkpoint(folder)
     config = read_config(folder)
-    tokenizer = Tokenizer.load(folder)
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except UsageError as error:  # kat wrote it: it was changed since
+        raise EvidenceError(str(error)) from None
     if tokenizer.vocab_size != config.vocab_size:
         raise EvidenceError(
             f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, config.json says {config.vocab_size}"
         )
-    weights = _read_weights(folder / "model.safetensors")
+    weights = load_tensors(folder / "model.safetensors")
     model = build_model(config, weights, str(folder))
     identity = identity_of(weights, folder)
     if identity != meta["identity"]:
@@ -105,17 +117,42 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> C
     return Checkpoint(folder, model.to(device).eval(), tokenizer, meta, identity)
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    """kat.json of a checkpoint folder, or a UsageError that says why there is none."""
+def verify_checkpoint(folder: Path) -> dict[str, Any]:
+    """The content of kat.json, once every file that it lists has the hash it states. The trainer's state is left out:
+    who resumes checks it.
+
+    Raises UsageError where `folder` is no checkpoint, EvidenceError where a file is missing or was changed.
+    """
     folder = Path(folder)
-    if not folder.exists():
+    meta = read_meta(folder)
+    for name, expected in meta["files"].items():
+        path = folder / name
+        if name.startswith(f"{STATE}/"):
+            continue
+        if not path.is_file():
+            raise EvidenceError(f"{path}: missing; kat.json lists it")
+        if hash_file(path) != expected:
+            raise EvidenceError(f"{path}: damaged or edited (its sha256 is not the one in kat.json)")
+    return meta
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """kat.json of a checkpoint folder. UsageError where there is none, EvidenceError where it was changed."""
+    path = Path(folder) / "kat.json"
+    if not path.parent.exists():
         raise UsageError(f"{folder}: no such folder")
-    if not (folder / "kat.json").is_file():
+    if not path.is_file():
         raise UsageError(f"{folder}: not a kat checkpoint (no kat.json in it)")
-    meta = read_json(folder / "kat.json")
-    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
-        found = meta.get("schema") if isinstance(meta, dict) else type(meta).__name__
-        raise UsageError(f"{folder}/kat.json: schema {found!r}; this kat reads {SCHEMA!r}")
+    try:
+        meta = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise EvidenceError(f"{path}: damaged (no JSON any more)") from None
+    if not isinstance(meta, dict) or "sha256" not in meta:
+        raise EvidenceError(f"{path}: damaged or from no kat (it has no sha256 of itself)")
+    if hash_json({key: value for key, value in meta.items() if key != "sha256"}) != meta["sha256"]:
+        raise EvidenceError(f"{path}: damaged or edited (its content has not the sha256 that it states)")
+    if meta.get("schema") != SCHEMA:
+        raise UsageError(f"{path}: schema {meta.get('schema')!r}; this kat reads {SCHEMA!r}")
     return meta
 
 
@@ -142,16 +179,21 @@ def build_model(config: GPTConfig, weights: Mapping[str, Tensor], where: str) ->
 
 def identity_of(weights: Mapping[str, Tensor], folder: Path) -> str:
     """design.md's identity: one sha256 over sorted tensor names, dtypes, shapes and bytes, tokenizer.json, the chat
-    template and config.json without its version keys. `folder` holds the three JSON files."""
+    template and config.json without its version keys, each part led by its length. `folder` holds the JSON files."""
     digest = hashlib.sha256()
+
+    def add(part: bytes | memoryview) -> None:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    digest.update((folder / "tokenizer.json").read_bytes() if (folder / "tokenizer.json").is_file() else b"")
-    digest.update(chat_template(folder).encode())
+        add(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        add(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    add((folder / "tokenizer.json").read_bytes() if (folder / "tokenizer.json").is_file() else b"")
+    add(chat_template(folder).encode())
     config = {key: value for key, value in read_json(folder / "config.json").items() if key not in VERSION_KEYS}
-    digest.update(canonical_json(config).encode())
+    add(canonical_json(config).encode())
     return digest.hexdigest()
 
 
@@ -173,27 +215,23 @@ def probe_ids(config: GPTConfig) -> Tensor:
 @torch.no_grad()
 def _probe_logits(model: GPT, ids: Tensor) -> Tensor:
     """Float32 logits (2, V) after the last token of each row."""
-    return model.logits(model.hidden(ids.to(model.device))[:, -1]).float().cpu().contiguous()
+    return model.logits(model.hidden(ids.to(model.device))[:, -1]).float().cpu()
 
 
 def _check_probe(folder: Path, model: GPT) -> None:
-    probe = _read_weights(folder / "probe.safetensors")
-    difference = (_probe_logits(model, probe["ids"]) - probe["logits"]).abs().max().item()
+    path = folder / "probe.safetensors"
+    probe = load_tensors(path)
+    ids, stored = probe.get("ids"), probe.get("logits")
+    vocab = model.config.vocab_size
+    if ids is None or stored is None or stored.shape != (len(ids), vocab) or not 0 <= ids.min() <= ids.max() < vocab:
+        raise EvidenceError(f"{path}: does not fit the model; it was changed after saving")
+    difference = (_probe_logits(model, ids) - stored).abs().max().item()
     tolerance = PROBE_TOLERANCE[model.lm_head.weight.dtype]
     if not difference <= tolerance:
         raise EvidenceError(
             f"{folder}: the stored weights give other logits than at save (max difference {difference:.2g}, "
             f"tolerance {tolerance:g}); this kat computes another model"
         )
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise EvidenceError(f"{path}: missing") from None
-    except SafetensorError as error:
-        raise EvidenceError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def _manifest(folder: Path) -> dict[str, str]:
@@ -203,14 +241,3 @@ def _manifest(folder: Path) -> dict[str, str]:
 def _files(folder: Path) -> Iterable[str]:
     paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(path for path in paths if path != "kat.json")
-
-
-def _verify_files(folder: Path, meta: Mapping[str, Any]) -> None:
-    for name, expected in meta["files"].items():
-        if name.startswith(f"{STATE}/"):
-            continue  # the trainer checks it when it resumes
-        path = folder / name
-        if not path.is_file():
-            raise EvidenceError(f"{path}: missing; kat.json lists it")
-        if hash_file(path) != expected:
-            raise EvidenceError(f"{path}: damaged or edited (its sha256 is not the one in kat.json)")

@@ -1,9 +1,10 @@
 """Every constant of the model, and its spelling in a Hugging Face config.json (model_type ``nanochat``)."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kat.errors import UsageError
+from kat.errors import EvidenceError, UsageError
 
 # Constants that kat's forward pass hard-codes. They stand in config.json so that a checkpoint made with another value
 # is refused instead of loaded and wrong (nanochat changed two of them between October 2025 and July 2026).
@@ -49,8 +50,8 @@ class GPTConfig:
         if self.rope_table_dtype not in TABLE_DTYPES:
             raise UsageError(f"model: rope_table_dtype {self.rope_table_dtype!r} is none of {TABLE_DTYPES}")
         for name in ("rope_base", "norm_eps", "softcap"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"model: {name} is {getattr(self, name)}; it must be positive")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"model: {name} is {getattr(self, name)}; it must be positive and finite")
 
     @property
     def head_dim(self) -> int:
@@ -95,40 +96,46 @@ class GPTConfig:
         }
 
     @classmethod
-    def from_hf(cls, config: dict[str, Any], where: str) -> "GPTConfig":
-        """Read config.json; anything this model does not compute is a :class:`UsageError` that names the key."""
+    def from_hf(cls, config: Any, where: str) -> "GPTConfig":
+        """Read the config.json of a kat checkpoint. Anything that :meth:`to_hf` does not write, and this model does not
+        compute, is an :class:`EvidenceError` that names the key."""
 
-        def need(key: str, *allowed: Any) -> Any:
-            if key not in config:
-                raise UsageError(f"{where}: {key!r} is missing")
-            if allowed and config[key] not in allowed:
-                raise UsageError(f"{where}: {key} is {config[key]!r}; kat computes only {allowed[0]!r}")
-            return config[key]
+        def need(table: Any, key: str, kind: type | tuple[type, ...] = object) -> Any:
+            if not isinstance(table, dict) or key not in table:
+                raise EvidenceError(f"{where}: {key!r} is missing")
+            if not isinstance(table[key], kind):
+                raise EvidenceError(f"{where}: {key} is {table[key]!r}, a {type(table[key]).__name__}")
+            return table[key]
 
-        need("model_type", "nanochat")
-        need("hidden_act", "relu2")
-        need("intermediate_size", 4 * need("hidden_size"))
-        need("attention_bias", False)
-        need("tie_word_embeddings", False)
-        rope = need("rope_parameters")
-        if rope.get("rope_type") != "default":
-            raise UsageError(f"{where}: rope_type is {rope.get('rope_type')!r}; kat computes only 'default'")
-        constants = need("kat_constants")
+        def same(table: Any, key: str, value: Any) -> None:
+            if need(table, key) != value:
+                raise EvidenceError(f"{where}: {key} is {table[key]!r}; kat computes only {value!r}")
+
+        number = (int, float)
+        same(config, "model_type", "nanochat")
+        same(config, "hidden_act", "relu2")
+        same(config, "intermediate_size", 4 * need(config, "hidden_size", int))
+        same(config, "attention_bias", False)
+        same(config, "tie_word_embeddings", False)
+        rope, constants = need(config, "rope_parameters"), need(config, "kat_constants")
+        same(rope, "rope_type", "default")
         for key, value in FIXED.items():
-            if constants.get(key) != value:
-                raise UsageError(f"{where}: {key} is {constants.get(key)!r}; kat computes only {value!r}")
-        return cls(
-            vocab_size=need("vocab_size"),
-            sequence_len=need("max_position_embeddings"),
-            n_layer=need("num_hidden_layers"),
-            n_embd=need("hidden_size"),
-            n_head=need("num_attention_heads"),
-            n_kv_head=need("num_key_value_heads"),
-            rope_base=rope["rope_theta"],
-            rope_table_dtype=constants["rope_table_dtype"],
-            norm_eps=need("rms_norm_eps"),
-            softcap=need("final_logit_softcapping"),
-        )
+            same(constants, key, value)
+        try:
+            return cls(
+                vocab_size=need(config, "vocab_size", int),
+                sequence_len=need(config, "max_position_embeddings", int),
+                n_layer=need(config, "num_hidden_layers", int),
+                n_embd=need(config, "hidden_size", int),
+                n_head=need(config, "num_attention_heads", int),
+                n_kv_head=need(config, "num_key_value_heads", int),
+                rope_base=need(rope, "rope_theta", number),
+                rope_table_dtype=need(constants, "rope_table_dtype", str),
+                norm_eps=need(config, "rms_norm_eps", number),
+                softcap=need(config, "final_logit_softcapping", number),
+            )
+        except UsageError as error:  # an impossible shape
+            raise EvidenceError(f"{where}: {error}") from None
 
 
 def config_fields() -> tuple[str, ...]:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 
 from kat.errors import UsageError
 from kat.model.backends import Completion, ContinuationScore, Message, ScoreRequest, common_prefix
@@ -17,6 +19,9 @@ from kat.runtime import set_threads
 class HFBackend:
     """transformers' AutoModelForCausalLM and AutoTokenizer from a local folder. Nothing is downloaded or executed."""
 
+    model: Any  # transformers' own types depend on the checkpoint
+    tokenizer: Any
+
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         if not (folder / "config.json").is_file():
             raise UsageError(f"hf:{folder}: no config.json there; give a Hugging Face model folder")
@@ -27,13 +32,18 @@ class HFBackend:
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UsageError(f"hf:{folder}: transformers cannot load it ({str(error).splitlines()[0]})") from None
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UsageError(f"hf:{folder}: transformers cannot load it ({why})") from None
         self.model.to(device).eval()
         set_threads(sum(p.numel() for p in self.model.parameters()))
         end = self.model.generation_config.eos_token_id
         self.stop_ids = sorted(end if isinstance(end, list) else [end] if end is not None else [])
         self.pad_id = next(i for i in (self.tokenizer.pad_token_id, *self.stop_ids, 0) if i is not None)
+        # A request says all about its sampling: what the folder's generation_config.json would add is left out.
+        self.model.generation_config = transformers.GenerationConfig(
+            eos_token_id=self.stop_ids or None, pad_token_id=self.pad_id
+        )
         self.name, self.identity = f"hf:{folder}", identity_of(self.model.state_dict(), folder)
         self.protocol: dict[str, Any] = {
             "backend": f"transformers/{transformers.__version__}",
@@ -45,8 +55,11 @@ class HFBackend:
     def prompt(self, messages: list[Message]) -> tuple[str, list[int]]:
         """The chat template's prompt; without a template, the messages' texts one after another."""
         if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            try:
+                text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            except jinja2.TemplateError as error:
+                raise UsageError(f"{self.name}: its chat template refuses this conversation ({error})") from None
+            return text, self._plain(text)
         text = "\n\n".join(message["content"] for message in messages) + "\n\n"
         return text, self.tokenizer(text)["input_ids"]
 
@@ -63,21 +76,16 @@ class HFBackend:
     def _generate_one(self, prompt: list[int], sampling: Sampling, seed: int, n: int) -> list[Completion]:
         options: dict[str, Any] = {"do_sample": False}
         if sampling.temperature > 0:
-            options = {
-                "do_sample": True,
-                "temperature": sampling.temperature,
-                "top_k": sampling.top_k or 0,
-                "top_p": sampling.top_p or 1.0,
-            }
+            top_k, top_p = sampling.top_k or 0, sampling.top_p or 1.0  # transformers' words for "all"
+            options = {"do_sample": True, "temperature": sampling.temperature, "top_k": top_k, "top_p": top_p}
         ids = torch.tensor([prompt] * n, device=self.model.device)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[ids.device] if ids.is_cuda else []):
             torch.manual_seed(seed)
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=sampling.max_new_tokens,
                 repetition_penalty=sampling.repetition_penalty,
-                pad_token_id=self.pad_id,
                 return_dict_in_generate=True,
                 output_logits=True,
                 **options,
@@ -90,7 +98,7 @@ class HFBackend:
     def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
         end = next((i for i, token in enumerate(ids) if token in self.stop_ids), None)
         length = len(ids) if end is None else end + 1
-        text = self.tokenizer.decode(ids[: length if end is None else end], skip_special_tokens=True)
+        text = self.tokenizer.decode(ids[: length if end is None else end], clean_up_tokenization_spaces=False)
         return Completion(tuple(ids[:length]), text, tuple(logprobs[:length]), "length" if end is None else "stop")
 
     @torch.inference_mode()
@@ -102,7 +110,7 @@ class HFBackend:
             start = common_prefix([*rows, prompt + self._plain(request.prefix)])
             results.append(
                 [
-                    ContinuationScore(self._sum(row, start)[0], len(row) - start, len(text.encode()))
+                    ContinuationScore(self._logprob(row, start), len(row) - start, len(text.encode()))
                     for row, text in zip(rows, request.continuations, strict=True)
                 ]
             )
@@ -111,10 +119,11 @@ class HFBackend:
     def _plain(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _sum(self, row: list[int], start: int) -> tuple[float, int]:
+    def _logprob(self, row: list[int], start: int) -> float:
+        """Sum of log p(row[t] | row[:t]) over t >= start."""
         ids = torch.tensor([row], device=self.model.device)
-        logits = self.model(input_ids=ids).logits[0, start - 1 : -1].float()
-        return -float(F.cross_entropy(logits, ids[0, start:], reduction="sum")), len(row) - start
+        logits = self.model(input_ids=ids[:, :-1]).logits[0, start - 1 :].float()
+        return -float(F.cross_entropy(logits, ids[0, start:], reduction="sum"))
 
     @torch.inference_mode()
     def nll(self, texts: Sequence[str]) -> list[tuple[float, int, int]]:
@@ -124,7 +133,8 @@ class HFBackend:
         for text in texts:
             ids = self._plain(text)
             row, nats = [first, *ids], 0.0
-            for start in range(0, len(row) - 1, context - 1):
-                nats -= self._sum(row[start : start + context], 1)[0]
+            # The native backend's windows: the context's length, each token predicted exactly once.
+            for start in range(0, len(row) - 1, context):
+                nats -= self._logprob(row[start : start + context + 1], 1)
             results.append((nats, len(text.encode()), len(ids)))
         return results

@@ -1,5 +1,6 @@
 """Import of a nanochat checkpoint of October 2025: `model_000650.pt`, `meta_000650.json` and its tokenizer folder."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kat.errors import UsageError
-from kat.model.checkpoint import build_model, probe_ids, save_checkpoint
+from kat.model.checkpoint import build_model, probe_ids, read_meta, save_checkpoint
 from kat.model.config import GPTConfig
 from kat.model.gpt import GPT
 from kat.runs.files import hash_file, read_json
@@ -33,11 +34,21 @@ def import_nanochat(folder: Path, out: Path, step: int | None = None) -> dict[st
     """Write a kat checkpoint at `out` from a nanochat folder; return kat.json's `import` section.
 
     Weights in bfloat16 become float32. nanochat keeps its rotary tables in bfloat16 even on a CPU; so does the
-    imported model, and the difference to float32 tables (transformers') on the probe is recorded.
+    imported model, and the difference to float32 tables (transformers') on the probe is recorded. Running it again
+    changes nothing.
     """
     weights_path, meta_path = _find(folder, step)
+    digest = hash_file(weights_path)
+    if out.exists():
+        record = read_meta(out).get("import") if (out / "kat.json").is_file() else None
+        if not record or record["weights_sha256"] != digest:
+            raise UsageError(f"{out}: exists and is not this import; choose another --out or remove it")
+        return record
     meta = read_json(meta_path)
     config = _config(meta, meta_path)
+    val_bpb = meta.get("val_bpb")
+    if isinstance(val_bpb, float) and not math.isfinite(val_bpb):
+        val_bpb = None
     weights = _rename(_read(weights_path), weights_path)
     tokenizer = _tokenizer(folder)
     if tokenizer.vocab_size != config.vocab_size:
@@ -47,9 +58,9 @@ def import_nanochat(folder: Path, out: Path, step: int | None = None) -> dict[st
     model = build_model(config, weights, str(weights_path))
     record = {
         "from": "nanochat (October 2025)",
-        "weights_sha256": hash_file(weights_path),
+        "weights_sha256": digest,
         "step": meta.get("step"),
-        "val_bpb": meta.get("val_bpb"),
+        "val_bpb": val_bpb,
         "max_logit_difference_to_float32_tables": _table_difference(model, weights),
     }
     save_checkpoint(
@@ -59,7 +70,7 @@ def import_nanochat(folder: Path, out: Path, step: int | None = None) -> dict[st
         {
             "stage": "imported",
             "step": meta.get("step"),
-            "metrics": {"val_bpb": meta.get("val_bpb")},
+            "metrics": {"val_bpb": val_bpb},
             "parent": None,
             "import": record,
             "run_id": new_run_id(),
@@ -91,6 +102,8 @@ def _config(meta: dict[str, Any], where: Path) -> GPTConfig:
         raise UsageError(f"{where}: no model_config with {', '.join(sorted(CONFIG_KEYS))}")
     if extra := sorted(set(stated) - CONFIG_KEYS):
         raise UsageError(f"{where}: model_config has {extra[0]!r}: a later nanochat, whose architecture is another one")
+    if wrong := [key for key, value in stated.items() if not isinstance(value, int)]:
+        raise UsageError(f"{where}: model_config has {wrong[0]} {stated[wrong[0]]!r}, not a whole number")
     return GPTConfig(**stated, rope_table_dtype="bfloat16")
 
 
@@ -99,8 +112,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 (torch raises many types; each means: no plain state dict)
-        raise UsageError(f"{path}: not a plain PyTorch state dict ({type(error).__name__})") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UsageError(
+            f"{path}: not a plain PyTorch state dict ({type(error).__name__}); nothing in it was run"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UsageError(f"{path}: holds more than named tensors; not a nanochat checkpoint")
     return state
 
@@ -112,18 +127,21 @@ def _rename(state: dict[str, Tensor], where: Path) -> dict[str, Tensor]:
         for pattern, replacement in NAMES:
             name, count = re.subn(f"^{pattern}$", replacement, plain)
             if count:
-                weights[name] = tensor.float()
                 break
         else:
             raise UsageError(f"{where}: unknown tensor {key!r}: not nanochat's architecture of October 2025")
+        if name in weights:
+            raise UsageError(f"{where}: two tensors for {name}, with and without the prefix _orig_mod.")
+        weights[name] = tensor.float()
     return weights
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    for path in (folder / "tokenizer" / "tokenizer.pkl", folder / "tokenizer.pkl"):
-        if path.is_file():
-            return Tokenizer.from_ranks(read_nanochat_pickle(path))
-    raise UsageError(f"{folder}: no tokenizer.pkl (nor tokenizer/tokenizer.pkl) beside the weights")
+    # Beside the weights; or where nanochat itself has it, two folders above (<base>/chatsft_checkpoints/d20).
+    for place in (folder / "tokenizer", folder, folder.absolute().parent.parent / "tokenizer"):
+        if (place / "tokenizer.pkl").is_file():
+            return Tokenizer.from_ranks(read_nanochat_pickle(place / "tokenizer.pkl"))
+    raise UsageError(f"{folder}: no tokenizer.pkl in it, in its tokenizer/, or in nanochat's own ../../tokenizer/")
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ class RotaryTable:
         elif length > len(self):
             self._build(max(length, 2 * len(self)), device)
 
+    @torch.inference_mode(False)  # a table built while generating must serve a training step later
     def _build(self, length: int, device: torch.device) -> None:
         channel = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device)
         frequency = 1.0 / (self.base ** (channel / self.head_dim))

@@ -20,40 +20,20 @@ class Limits:
     """What counts as broken: |x| above `overflow`; all non-zero |x| below `underflow` (float32's smallest normal)."""
 
     overflow: float = 1e8
-    underflow: float = 1.1754944e-38
-
-
-def has_nan(x: Tensor) -> bool:
-    """Any NaN in x."""
-    return bool(torch.isnan(x).any())
-
-
-def has_inf(x: Tensor) -> bool:
-    """Any infinity in x."""
-    return bool(torch.isinf(x).any())
-
-
-def overflows(x: Tensor, limit: float) -> bool:
-    """Any finite |value| above the limit."""
-    return bool(((x.abs() > limit) & torch.isfinite(x)).any())
-
-
-def underflows(x: Tensor, limit: float) -> bool:
-    """x has non-zero values and every one is smaller than the limit: its information is about to vanish."""
-    size = x[x != 0].abs()
-    return bool(size.numel()) and bool((size < limit).all())
+    underflow: float = torch.finfo(torch.float32).tiny
 
 
 def fault(x: Tensor, limits: Limits) -> str | None:
-    """What is wrong with x, in a word, or None."""
-    if has_nan(x):
+    """What is wrong with x, in a word, or None. One pass: the largest |x| says it all."""
+    largest = float(x.detach().abs().amax()) if x.numel() else 0.0  # NaN if there is one
+    if largest != largest:
         return "NaN"
-    if has_inf(x):
+    if largest == float("inf"):
         return "Inf"
-    if overflows(x, limits.overflow):
-        return f"overflow (|x| > {limits.overflow:g})"
-    if underflows(x, limits.underflow):
-        return f"underflow (0 < |x| < {limits.underflow:g} everywhere)"
+    if largest > limits.overflow:
+        return f"overflow (|x| up to {largest:.3g}, limit {limits.overflow:g})"
+    if 0 < largest < limits.underflow:
+        return f"underflow (no |x| above {largest:.3g}, limit {limits.underflow:.3g})"
     return None
 
 
@@ -65,15 +45,23 @@ def first_fault(named: Iterable[tuple[str, Tensor | None]], limits: Limits) -> s
     return None
 
 
-def diagnose(model: nn.Module, limits: Limits, *forward_args: Tensor, **forward_kwargs: object) -> str:
-    """Find where it began: weights first, then the first module whose output is broken, then gradients."""
+def gradient_fault(model: nn.Module, limits: Limits) -> str | None:
+    """`name: fault` of the broken gradient nearest to the loss: from there it spread to all before it."""
+    return first_fault(((name, p.grad) for name, p in reversed(list(model.named_parameters()))), limits)
+
+
+def diagnose(model: nn.Module, limits: Limits, forwards: Iterable[Callable[[], object]]) -> str:
+    """Find where it began: weights first, then the first module whose output is broken, then gradients.
+
+    forwards: calls that run the model on the batches of the step.
+    """
     if found := first_fault(model.named_parameters(), limits):
         return f"weight {found}"
     broken: list[str] = []
 
     def watch(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(_module: nn.Module, _args: object, output: object) -> None:
-            if not broken and isinstance(output, Tensor) and (what := fault(output.detach(), limits)):
+            if not broken and isinstance(output, Tensor) and (what := fault(output, limits)):
                 broken.append(f"output of {name}: {what}")
 
         return hook
@@ -81,12 +69,13 @@ def diagnose(model: nn.Module, limits: Limits, *forward_args: Tensor, **forward_
     handles = [module.register_forward_hook(watch(name or "model")) for name, module in model.named_modules()]
     try:
         with torch.no_grad():
-            model(*forward_args, **forward_kwargs)
+            for forward in forwards:
+                forward()
     finally:
         for handle in handles:
             handle.remove()
     if broken:
         return broken[0]
-    if found := first_fault(((n, p.grad) for n, p in model.named_parameters()), limits):
+    if found := gradient_fault(model, limits):
         return f"gradient of {found}"
     return "the loss alone: weights, module outputs and gradients are in range"

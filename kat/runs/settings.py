@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from kat.errors import UsageError
 
@@ -17,6 +25,15 @@ class Settings(BaseModel):
     """Base of all settings: frozen, nothing unknown, nothing infinite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """One file needs no brackets, and `true` is not the number 1."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise ValueError("true and false are no values of it")
+        return (value,) if isinstance(value, str) and kind == tuple[str, ...] else value
 
 
 class TokenizerSettings(Settings):
@@ -36,7 +53,9 @@ class TrainSettings(Settings):
     micro_batch_size: int | None = Field(None, ge=1, description="rows a forward pass and rank; None: all at once")
     layout: Literal["stream", "packed"] = Field("packed", description="packed rows isolate their documents")
     supervise_prompts: bool = Field(False, description="also predict what the user says")
-    explain: bool = Field(False, description="answers of multiple-choice rows carry explanation and background")
+    answers: Literal["letter", "explained", "text"] = Field(
+        "letter", description="multiple-choice rows answer `B. nest`, that with explanation and background, or `nest`"
+    )
     option_orders: int = Field(1, ge=1, description="multiple-choice rows appear with so many orders of their options")
 
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -77,13 +96,13 @@ class TrainSettings(Settings):
 class BaseSettings(TrainSettings):
     """`kat train base`: a new model, documents as one stream."""
 
-    layout: Literal["stream", "packed"] = "stream"
+    layout: Literal["stream", "packed"] = Field("stream", description="a stream cuts documents at the row's end")
     n_layer: int = Field(4, ge=1)
     n_embd: int = Field(256, ge=2)
     n_head: int = Field(4, ge=1)
     n_kv_head: int | None = Field(None, ge=1, description="None: as many as n_head")
     sequence_len: int = Field(256, ge=2, description="context the model is made for, in tokens")
-    rope_base: float = Field(10_000.0, gt=0)
+    rope_base: float = Field(10_000.0, gt=0, description="base of the rotary frequencies")
 
 
 class MidSettings(TrainSettings):

@@ -2,17 +2,19 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import save_file
 
 from kat.model.gpt import GPT
+from kat.text import printable
 from kat.trainers.protocol import State
-from kat.trainers.run_folder import MetricsLog, save_state
+from kat.trainers.run_folder import METRICS, MetricsLog, save_best, save_state
 
 
 class RunEvents:
@@ -21,13 +23,14 @@ class RunEvents:
     def __init__(self, folder: Path | None, console: Console, title: str, resume_step: int) -> None:
         """`folder` is None on ranks that only listen for Ctrl-C."""
         self.folder, self.console, self.title = folder, console, title
-        self.metrics = MetricsLog(folder / "metrics.jsonl", resume_step) if folder else None
+        self.metrics = MetricsLog(folder / METRICS, resume_step) if folder else None
         self.stop_requested = False
         self._progress: Progress | None = None
 
     def start(self, lines: list[str], first_step: int, total: int) -> None:
         for line in lines:
-            self.console.print(f"[dim]{escape(self.title)}[/dim] {escape(line)}", highlight=False, soft_wrap=True)
+            shown = escape(printable(line))  # it quotes the data
+            self.console.print(f"[dim]{escape(self.title)}[/dim] {shown}", highlight=False, soft_wrap=True)
         if self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -52,11 +55,10 @@ class RunEvents:
             say(self.console, f"{self.title} step {step}: {note}")
 
     def save(self, state: State, best: GPT | None = None) -> None:
-        assert self.folder is not None, "only the main rank saves"
+        assert self.folder is not None and self.metrics is not None, "only the main rank saves"
+        self.metrics.sync()
         if best is not None:
-            temporary = self.folder / ".best.safetensors"
-            save_file({name: t.detach().cpu().contiguous() for name, t in best.state_dict().items()}, temporary)
-            temporary.replace(self.folder / "best.safetensors")
+            save_best(self.folder, best, state.step)
         save_state(self.folder, state)
 
     @property
@@ -65,22 +67,30 @@ class RunEvents:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["RunEvents"]:
-        """Turn the first Ctrl-C into a request to stop after the current step; the second one kills."""
+        """Turn the first Ctrl-C (or a scheduler's SIGTERM) into a request to stop after the step; the second kills."""
+        previous: dict[signal.Signals, object] = {}
 
         def request(_signal: int, _frame: object) -> None:
             self.stop_requested = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._restore(previous)
             say(self.console, "stopping after this step; once more to kill")
 
-        previous = signal.signal(signal.SIGINT, request)
+        if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
+            for number in (signal.SIGINT, signal.SIGTERM):
+                previous[number] = signal.signal(number, request)
         try:
             yield self
         finally:
-            signal.signal(signal.SIGINT, previous)
+            self._restore(previous)
             if self._progress:
                 self._progress.stop()
             if self.metrics:
                 self.metrics.close()
+
+    @staticmethod
+    def _restore(previous: dict[signal.Signals, Any]) -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def say(console: Console, line: str) -> None:

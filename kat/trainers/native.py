@@ -19,7 +19,7 @@ from kat.model.gpt import GPT, IGNORE
 from kat.runs.settings import BaseSettings
 from kat.runtime import World, distributed, pick_device, pick_dtype, set_threads
 from kat.tokenizer.bpe import Tokenizer
-from kat.trainers.loop import Loop
+from kat.trainers.loop import INTERRUPTED, Loop, micro_batches
 from kat.trainers.protocol import Capabilities, Events, Job, Result
 from kat.trainers.run_folder import load_state, write_result
 
@@ -37,6 +37,7 @@ class NativeTrainer:
         with distributed(device) as world:
             model = _model(job, tokenizer)
             set_threads(model.config.parameter_count())
+            torch.manual_seed(job.seed)  # nothing draws from it now; the state that is saved must still be the run's
             task = CausalTask(job, model.config, tokenizer, world)
             loop = Loop(
                 model, task, job.settings, world=world, device=device, dtype=pick_dtype(job.dtype, device), out=job.out
@@ -46,7 +47,7 @@ class NativeTrainer:
             if world.is_main:
                 events.start(loop.preflight(task.example()), loop.step, task.total_steps)
             reason = loop.run(events, job.stop_at)
-            if reason != "interrupted" and world.is_main:
+            if reason != INTERRUPTED and world.is_main:
                 write_result(job, loop, tokenizer, reason)
             world.barrier()
         return Result(job.out, loop.step, reason, loop.last)
@@ -55,7 +56,7 @@ class NativeTrainer:
 def _model(job: Job, tokenizer: Tokenizer) -> GPT:
     """The initial model: a checkpoint's, or new weights drawn from the job's seed."""
     if job.init is not None:
-        return load_checkpoint(job.init).model
+        return load_checkpoint(job.init).model.float()  # master weights are float32, whatever was stored
     s = job.settings
     if not isinstance(s, BaseSettings):
         raise UsageError(f"{job.stage}: needs --init CKPT to start from")
@@ -80,26 +81,26 @@ class CausalTask:
         s = job.settings
         self.settings, self.tokenizer, self.train = s, tokenizer, job.train
         self.row_len = s.row_len or config.sequence_len
-        micro = (s.micro_batch_size or s.batch_size // world.size) * world.size
-        self.batches = self._open(job.train, micro, job.seed, world, training=True)
-        self.validation = job.validation
-        self.micro = micro
+        self.rows = micro_batches(s, world.size)[0] * world.size  # of one pass, over all ranks
+        self.batches = self._open(job.train, job.seed, world, repeat=True)
+        # Its order is shuffled too, always in the same way: the first rows of it are a fair sample of all files.
+        self.held_out = self._open(job.validation, 0, world, repeat=False) if job.validation is not None else None
+        self.held_out_start = self.held_out.state() if self.held_out else {}
         rows = self.batches.rows_per_epoch(0)
         self.total_steps = s.steps or max(1, round(rows * s.epochs / s.batch_size))
         self.token_bytes = torch.from_numpy(tokenizer.token_bytes().astype(np.int64))
 
-    def _open(self, data: TokenData, rows: int, seed: int, world: World, *, training: bool) -> Batches:
+    def _open(self, data: TokenData, seed: int, world: World, *, repeat: bool) -> Batches:
         return Batches(
             data,
             row_len=self.row_len,
-            batch_rows=rows,
+            batch_rows=self.rows,
             layout=self.settings.layout,
             pad_id=self.tokenizer.pad_id,
             seed=seed,
-            shuffle=training,
             rank=world.rank,
             world=world.size,
-            repeat=training,
+            repeat=repeat,
         )
 
     def next_batch(self) -> dict[str, Tensor]:
@@ -112,16 +113,22 @@ class CausalTask:
         return model(batch["ids"], batch["targets"], doc_ids=batch.get("doc_ids"), reduction="sum")
 
     def validate(self, model: GPT, world: World) -> dict[str, float]:
-        """Loss in nats a supervised token, and bits per byte without special tokens; both are sum over sum."""
-        if self.validation is None:
+        """Loss in nats a supervised token, and bits per byte without special tokens; both are sum over sum.
+
+        The rows looked at are the same for any micro-batch size and any number of ranks.
+        """
+        if self.held_out is None:
             return {}
-        batches = self._open(self.validation, self.micro, 0, world, training=False)
+        self.held_out.load_state(self.held_out_start)
         nats = plain_nats = 0.0
         tokens = n_bytes = 0
-        limit = max(1, self.settings.validation_rows // self.micro)
-        for _ in range(min(limit, math.ceil(batches.rows_per_epoch(0) / self.micro))):
-            batch = {name: tensor.to(model.device) for name, tensor in _tensors(batches.next()).items()}
-            losses, targets = token_losses(model, batch)
+        wanted = min(self.settings.validation_rows, self.held_out.rows_per_epoch(0))
+        for first in range(0, wanted, self.rows):
+            mine = len(range(first + world.rank, min(first + self.rows, wanted), world.size))
+            tensors = _tensors(self.held_out.next())
+            if mine == 0:
+                continue
+            losses, targets = token_losses(model, {name: t[:mine].to(model.device) for name, t in tensors.items()})
             lengths = self.token_bytes.to(targets.device)[targets]
             nats += float(losses.sum(dtype=torch.float64))
             plain_nats += float(losses[lengths > 0].sum(dtype=torch.float64))

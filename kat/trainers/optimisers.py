@@ -42,7 +42,7 @@ def _muon(model: GPT, settings: TrainSettings) -> list[torch.optim.Optimizer]:
         groups.append(
             {"params": vectors, "lr": settings.unembedding_lr * scale, "name": "vectors", "weight_decay": 0.0}
         )
-    adamw = torch.optim.AdamW(groups, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=settings.weight_decay)
+    adamw = torch.optim.AdamW(groups, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=settings.weight_decay, fused=True)
     muon = torch.optim.Muon(
         [{"params": matrices, "name": "matrices"}],
         lr=settings.matrix_lr,
@@ -59,7 +59,7 @@ def _adamw(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     groups = [{"params": decayed, "weight_decay": settings.weight_decay, "name": "matrices"}]
     if plain:
         groups.append({"params": plain, "weight_decay": 0.0, "name": "vectors"})
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), eps=1e-8)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
 
 def describe_groups(optimisers: Sequence[torch.optim.Optimizer]) -> list[str]:
@@ -73,6 +73,11 @@ def describe_groups(optimisers: Sequence[torch.optim.Optimizer]) -> list[str]:
                 f"lr {group['initial_lr']:.3g}, weight decay {group['weight_decay']:g}"
             )
     return lines
+
+
+def main_lr(settings: TrainSettings) -> float:
+    """The peak rate of the blocks' matrices: the one that a log shows."""
+    return settings.matrix_lr if settings.optimizer == "muon" else settings.lr
 
 
 def set_lr(optimisers: Sequence[torch.optim.Optimizer], share: float) -> None:

@@ -25,7 +25,7 @@ class Capabilities:
 
     stages: frozenset[str]
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
-    exact_resume: bool = True
+    exact_resume: bool = True  # without it, an interrupted run can only be started again
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,11 @@ def cosine(step: int, total: int, warmup: int, final: float) -> float:
 
 
 def wsd(step: int, total: int, warmup: int, final: float, decay_share: float) -> float:
-    """Warm-up, stable at 1, linear decay over the last `decay_share` of the steps (arXiv:2404.06395)."""
+    """Warm-up, stable at 1, linear decay over the last `decay_share` of the steps (arXiv:2404.06395); the decay
+    starts no earlier than the end of the warm-up, so that the rate never jumps."""
     if step < warmup:
         return warmup_share(step, warmup)
-    decay = max(1, round(decay_share * total))
+    decay = max(1, min(round(decay_share * total), total - warmup))
     left = total - step
     return 1.0 if left >= decay else final + (1.0 - final) * max(0, left) / decay
 

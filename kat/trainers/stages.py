@@ -1,5 +1,6 @@
 """`kat train`: from files and settings to a job, and through a trainer to a checkpoint."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,21 +8,24 @@ from typing import Any
 
 from rich.console import Console
 
-from kat.data.choices import ChoiceItem
+from kat.data.choices import AnswerStyle, ChoiceItem
 from kat.data.examples import Conversation, Document, Example
 from kat.data.sources import load_examples
 from kat.data.tokens import TokenData, encode_examples
 from kat.errors import KatError, UsageError
-from kat.model.checkpoint import read_config, read_meta
+from kat.model.checkpoint import read_config, read_meta, verify_checkpoint
 from kat.model.config import config_fields
-from kat.runs.files import hash_json, new_folder, read_json, write_json
+from kat.runs.files import hash_json, new_folder, read_json, remove_folder, write_json
 from kat.runs.provenance import new_run_id, now, versions
 from kat.runs.settings import BaseSettings, TokenizerSettings, TrainSettings
-from kat.runtime import World, distributed, pick_device
+from kat.runtime import World, distributed, pick_device, pick_dtype
 from kat.tokenizer.bpe import Tokenizer, train_tokenizer
 from kat.trainers.console import RunEvents, say
-from kat.trainers.protocol import Job, Result, load_trainer
-from kat.trainers.run_folder import AlreadyDone, claim, newest_state, training_folder
+from kat.trainers.loop import INTERRUPTED
+from kat.trainers.protocol import Capabilities, Job, Result, load_trainer
+from kat.trainers.run_folder import AlreadyDone, claimed, newest_state, state_values, training_folder
+
+FILES = ("validation", "max_bad")  # settings that only decide which rows are read; the hash of the rows says it
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def train_tokenizer_stage(data: Sequence[Path], out: Path, settings: TokenizerSe
     record = {"stage": "tokenizer", "data_hash": rows.hash, "settings": settings.model_dump(mode="json")}
     stamp = out / "kat_tokenizer.json"
     if out.exists():
-        if stamp.is_file() and read_json(stamp)["job_hash"] == hash_json(record):
+        if stamp.is_file() and read_json(stamp).get("job_hash") == hash_json(record):
             say(console, f"{out}: already there")
             return out
         raise UsageError(f"{out}: exists and comes from another job; choose another --out or remove it")
@@ -83,25 +87,36 @@ def texts_of(example: Example) -> list[str]:
 
 def train(request: Request, console: Console) -> Result:
     """Run one stage. Where it was interrupted before, it goes on; where it is done, it says so."""
+    if not 0 <= request.seed < 2**63:
+        raise UsageError(f"--seed {request.seed}: give a whole number from 0 to 2^63 - 1")
+    if request.out.name in ("", ".."):
+        raise UsageError(f"--out {request.out}: name the folder that is to be made")
     trainer = load_trainer(request.trainer)
-    if request.stage not in trainer.capabilities().stages:
-        raise UsageError(f"--trainer {request.trainer}: does not train {request.stage}")
-    with distributed(pick_device(request.device)) as world:
+    device = pick_device(request.device)
+    _check_capable(trainer.capabilities(), request, device.type)
+    with contextlib.ExitStack() as stack:
+        world = stack.enter_context(distributed(device))
         if not world.is_main:
             console = Console(quiet=True)
         job = build_job(request, console)
         try:
-            state = _claim_together(world, job, describe_job(job, request), request.max_steps)
+            state = _claim_together(stack, world, job, describe_job(job, request))
         except AlreadyDone as done:
             say(console, str(done))
             return Result(job.out, done.meta["steps_trained"], done.meta["stop_reason"], done.meta["metrics"])
-        step = read_json(state / "state.json")["step"] if state else 0
-        if step:
+        step = state_values(state)["step"] if state else 0
+        if state and not trainer.capabilities().exact_resume:
+            raise UsageError(
+                f"--trainer {request.trainer}: cannot go on from step {step}; remove {training_folder(job.out)}"
+            )
+        if state:
             say(console, f"{request.stage}: going on from step {step}")
         folder = training_folder(job.out) if world.is_main else None
-        with RunEvents(folder, console, request.stage, step).listening() as events:
-            result = trainer.fit(job, events, state)
-    if result.stop_reason == "interrupted":
+        events = stack.enter_context(RunEvents(folder, console, request.stage, step).listening())
+        result = trainer.fit(job, events, state)
+        if world.is_main and result.stop_reason != INTERRUPTED:
+            remove_folder(training_folder(job.out))
+    if result.stop_reason == INTERRUPTED:
         raise Interrupted(f"{request.stage}: interrupted at step {result.step}; run the same command again to go on")
     say(console, f"{request.stage}: {result.stop_reason}: {job.out}")
     return result
@@ -113,16 +128,27 @@ class Interrupted(KatError):
     exit_code = 130
 
 
-def _claim_together(world: World, job: Job, record: dict[str, Any], stop_at: int | None) -> Path | None:
-    """Rank 0 prepares the training folder; all ranks then read the same state, or stop for the same reason."""
+def _check_capable(can: Capabilities, request: Request, device: str) -> None:
+    if request.stage not in can.stages:
+        raise UsageError(f"--trainer {request.trainer}: does not train {request.stage}")
+    if device not in can.devices:
+        raise UsageError(
+            f"--trainer {request.trainer}: does not train on {device}; use {', '.join(sorted(can.devices))}"
+        )
+
+
+def _claim_together(stack: contextlib.ExitStack, world: World, job: Job, record: dict[str, Any]) -> Path | None:
+    """Rank 0 claims the training folder until the stack closes; all ranks then read the same state, or stop for the
+    same reason."""
     refused: AlreadyDone | KatError | None = None
     if world.is_main:
         try:
-            claim(job.out, record, stop_at)
+            stack.enter_context(claimed(job.out, record, job.stop_at))
         except (AlreadyDone, KatError) as error:
             refused = error
-    if world.sum(int(refused is not None)):
-        raise refused or KatError(f"{job.out}: rank 0 stopped")
+    answer = world.sum(0 if refused is None else 1 if isinstance(refused, KatError) else 2)
+    if answer:
+        raise refused or (AlreadyDone(job.out, read_meta(job.out)) if answer == 2 else UsageError("see rank 0"))
     return newest_state(training_folder(job.out))
 
 
@@ -152,7 +178,7 @@ def build_job(request: Request, console: Console) -> Job:
             tokenizer,
             max_len=max_len,
             supervise_prompts=s.supervise_prompts,
-            explain=s.explain,
+            style=AnswerStyle(s.answers),
         )
         say(
             console,
@@ -163,7 +189,12 @@ def build_job(request: Request, console: Console) -> Job:
         return data
 
     train_data = encode(training, "training on", s.option_orders)
+    if not len(train_data):
+        raise UsageError(f"{request.stage}: no row has a supervised token within {row_len} tokens; raise row_len")
     validation = encode(held_out, "validating on", 1) if held_out else None
+    if validation is not None and not len(validation):
+        say(console, f"{request.stage}: no validation row has a supervised token; going without validation")
+        validation = None
     return Job(
         stage=request.stage,
         init=init,
@@ -193,6 +224,7 @@ def _starting_point(request: Request) -> tuple[Path | None, Path]:
             raise UsageError(
                 f"--init {init}: the checkpoint decides {', '.join(sorted(chosen))}; leave that setting out"
             )
+        verify_checkpoint(init)
         return init, init
     if request.stage == "base" and (init / "tokenizer.json").is_file() and not (init / "model.safetensors").exists():
         return None, init
@@ -226,17 +258,22 @@ def hold_out(examples: Sequence[Example], share: float) -> tuple[list[Example], 
 def describe_job(job: Job, request: Request) -> dict[str, Any]:
     """What makes two runs the same job; part of job.json and kat.json."""
     parent = read_meta(job.init)["identity"] if job.init else None
+    device = pick_device(job.device)
     described = {
         "stage": job.stage,
         "trainer": request.trainer,
         "parent": parent,
         "tokenizer": Tokenizer.load(job.tokenizer).hash,
         "data": job.train.hash,
-        "validation": job.validation.hash if job.validation else None,
+        "validation data": job.validation.hash if job.validation is not None else None,
         "seed": job.seed,
-        "device": pick_device(job.device).type,
-        "dtype": job.dtype,
-        **{f"setting {name}": value for name, value in job.settings.model_dump(mode="json").items()},
+        "device": device.type,
+        "dtype": str(pick_dtype(job.dtype, device)).removeprefix("torch."),
+        **{
+            f"setting {name}": value
+            for name, value in job.settings.model_dump(mode="json").items()
+            if name not in FILES
+        },
     }
     return {
         "job": described,
