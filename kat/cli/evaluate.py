@@ -108,4 +108,3 @@ def show(results: "Results", folder: Path) -> None:
         mark = "*" if name == results.primary else " "
         typer.echo(f" {mark}{name:28s} {m.estimate:8.4f}  [{m.low:.4f}, {m.high:.4f}]  {m.method}")
     typer.echo(f"  {folder}")
-

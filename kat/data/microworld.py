@@ -7,8 +7,8 @@ kinds, a *crowded* one states each option of some animal, so that only the right
 recall item are values of the same attribute. A recall question of the validation or test split is about a fact that
 training never asks for.
 
-All words are short and few, and they follow a space wherever they occur, so that a byte-pair encoding with a thousand
-tokens has one token for each: a model of a million parameters learns to read in about a million tokens.
+All words are short and few, and they follow a space wherever they occur, so that a byte-pair encoding of 640 tokens has
+one token for each value: a model of a million parameters learns to read plain hints in about a million tokens.
 """
 
 import json

@@ -212,10 +212,20 @@ def claimed(out: Path, record: dict[str, Any], stop_at: int | None) -> Iterator[
         if (working / "job.json").is_file():
             _same_job(read_json(working / "job.json"), record, working, "is a run in progress with")
         else:
-            if out.exists():
-                _continue_from(out, working)
-            write_json(working / "job.json", record)
+            _prepare(out, working, record)
         yield
+
+
+def _prepare(out: Path, working: Path, record: dict[str, Any]) -> None:
+    """Fill a new working folder; its job.json comes last and says that it is ready."""
+    try:
+        if out.exists():
+            _continue_from(out, working)
+        write_json(working / "job.json", record)
+    except BaseException:
+        with contextlib.suppress(OSError):  # unless something is in it
+            working.rmdir()
+        raise
 
 
 def _check_result(out: Path, record: dict[str, Any], stop_at: int | None) -> None:

@@ -182,6 +182,7 @@ def test_a_checkpoint_that_was_changed_is_not_gone_on_from(tmp_path: Path) -> No
     shutil.rmtree(tmp_path / "out" / "trainer_state")
     with pytest.raises(UsageError, match="no trainer_state/ to go on from"):
         run(request(tmp_path))
+    assert leftovers(tmp_path) == []
 
 
 def test_a_state_that_was_changed_is_not_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
