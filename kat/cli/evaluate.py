@@ -30,7 +30,7 @@ def evaluate(
 ) -> None:
     """Evaluate models on a suite. The same command again resumes; what is done is not done twice."""
     from kat.evals.registry import get_suite
-    from kat.runs.home import resolve_model
+    from kat.runs.home import resolve_model, short_name
 
     home: Path = context.obj
     loaded = get_suite(suite)(data) if data else get_suite(suite)()
@@ -44,7 +44,7 @@ def evaluate(
     if out is not None and len(models) > 1:
         raise UsageError(f"--out {out}: one folder cannot hold {len(models)} models; evaluate them one by one")
     for name in models:
-        _run(loaded, resolve_model(name, home), name, out, home, limit, seed, batch_size, device)
+        _run(loaded, resolve_model(name, home), short_name(name, home), out, home, limit, seed, batch_size, device)
 
 
 def _run(

@@ -22,3 +22,12 @@ def resolve_model(name: str, home: Path) -> str:
     if under_home.exists():
         return str(under_home)
     raise UsageError(f"{name}: no such checkpoint here, and no such stage in {home / 'runs'}")
+
+
+def short_name(name: str, home: Path) -> str:
+    """`demo/sft` for a stage under home, however it was named; any other name as it is."""
+    if name.startswith("hf:"):
+        return name
+    runs = (home / "runs").resolve()
+    path = Path(name).resolve()
+    return path.relative_to(runs).as_posix() if runs in path.parents else name

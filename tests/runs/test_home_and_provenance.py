@@ -56,3 +56,11 @@ def test_run_ids_are_never_the_same() -> None:
     ids = {new_run_id() for _ in range(1000)}
     assert len(ids) == 1000
     assert all(re.fullmatch("[0-9a-f]{32}", i) for i in ids)
+
+
+def test_a_stage_under_home_is_called_by_its_short_name(tmp_path: Path) -> None:
+    from kat.runs.home import short_name
+
+    assert short_name(str(tmp_path / "runs" / "demo" / "sft"), tmp_path) == "demo/sft"
+    assert short_name("elsewhere/sft", tmp_path) == "elsewhere/sft"
+    assert short_name("hf:runs/x", tmp_path) == "hf:runs/x"
