@@ -88,7 +88,7 @@ class Run:
         done = {name for name, plan in plans.items() if plan.action == "done"}
         todo = [plan for plan in plans.values() if plan.action != "done"]
         running: dict[Future[None], Plan] = {}
-        processes = _Processes()
+        processes = _Processes(home=self.folder.parent.parent)
         with ThreadPoolExecutor(max_workers=jobs) as pool:
             try:
                 while todo or running:
@@ -194,14 +194,21 @@ def _launcher(processes: int) -> list[str]:
 class _Processes:
     """The children that run now, so that Ctrl-C reaches each exactly once."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: Path) -> None:
+        self.home = home
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
 
     def run(self, words: list[str], log: Path, show: Say) -> int:
         """Run a command in a session of its own, its output line by line to `show` and to the log; its exit code."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "COLUMNS": "200",
+            "NO_COLOR": "1",
+            "KAT_HOME": str(self.home),
+        }
         with log.open("w", encoding="utf-8") as file:
             process = subprocess.Popen(
                 words,

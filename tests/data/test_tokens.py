@@ -141,8 +141,11 @@ def test_the_hash_moves_with_the_ids_the_mask_and_the_borders() -> None:
     ids, mask = data.ids.copy(), data.mask.copy()
     ids[1], mask[1] = 77, 0
     others = [replace(data, ids=ids), replace(data, mask=mask), token_data([4, 3]), token_data([7])]
+    moved = replace(data, mask=np.array([0, 1, 1, 0, 0, 1, 1], np.uint8))
+    others.append(replace(moved, offsets=np.array([0, 4, 7])))
+    others.append(moved)
     assert data.hash == token_data([3, 4]).hash
-    assert len({data.hash, *(other.hash for other in others)}) == 5
+    assert len({data.hash, *(other.hash for other in others)}) == 7
 
 
 def test_token_data_that_contradicts_itself_is_refused() -> None:
