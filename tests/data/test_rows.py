@@ -37,11 +37,11 @@ LINES = "\n".join(map(good, range(3))) + "\n"
     [
         (b"", "a.jsonl", "empty file"),
         (b"", "a.jsonl.gz", "empty file"),
-        (gzip.compress(b""), "a.jsonl.gz", "empty file"),
+        (gzip.compress(b"", mtime=0), "a.jsonl.gz", "empty file"),
         (b"\n  \n", "a.jsonl", "empty file"),
         (b" \n", "a.txt", "empty file"),
-        (gzip.compress(LINES.encode() * 50)[:-12], "a.jsonl.gz", "the gzip ends too early"),
-        (gzip.compress(LINES.encode() * 50)[:-8] + b"\x01" * 8, "a.jsonl.gz", "a broken gzip"),
+        (gzip.compress(LINES.encode() * 50, mtime=0)[:-12], "a.jsonl.gz", "the gzip ends too early"),
+        (gzip.compress(LINES.encode() * 50, mtime=0)[:-8] + b"\x01" * 8, "a.jsonl.gz", "a broken gzip"),
         (LINES.encode(), "a.jsonl.gz", "named .gz but not gzip"),
         (LINES.encode() + b"\x00\x01\x02\n", "a.jsonl", "a.jsonl line 4: holds NUL bytes"),
         (LINES.encode() + '{"text": "né"}\n'.encode("latin-1"), "a.jsonl", "a.jsonl line 4: not UTF-8 (byte 0xe9"),
@@ -136,7 +136,11 @@ def test_any_text_comes_back_verbatim_plain_or_zipped(tmp_path_factory, texts: l
     raw = "".join(
         json.dumps({"id": k, "text": text}, ensure_ascii=False) + "\n" for k, text in enumerate(texts)
     ).encode()
-    for name, content in (("a.jsonl", raw), ("b.jsonl.gz", gzip.compress(raw)), ("c.jsonl", gzip.compress(raw))):
+    for name, content in (
+        ("a.jsonl", raw),
+        ("b.jsonl.gz", gzip.compress(raw, mtime=0)),
+        ("c.jsonl", gzip.compress(raw)),
+    ):
         rows = read(file(folder, content, name))
         assert rows.rows == [Document(str(k), text) for k, text in enumerate(texts)]
         assert rows.hash == hashlib.sha256(raw).hexdigest()
