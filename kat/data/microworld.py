@@ -8,7 +8,8 @@ recall item are values of the same attribute. A recall question of the validatio
 training never asks for.
 
 All words are short and few, and they follow a space wherever they occur, so that a byte-pair encoding of 640 tokens has
-one token for each value: a model of a million parameters learns to read plain hints in about a million tokens.
+one token for each value; the creatures' names take more. A plain hint names only the right option, so naming the option
+that the hint mentions answers every plain item without reading who has what: report plain and crowded apart.
 """
 
 import json
