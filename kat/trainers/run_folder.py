@@ -300,4 +300,4 @@ def _same_job(found: dict[str, Any], wanted: dict[str, Any], where: Path, verb: 
 
 def _long(value: object) -> bool:
     """Hashes and lists are named and not shown."""
-    return len(str(value)) > 20
+    return len(str(value)) > 40

@@ -1,6 +1,7 @@
 """Backends: scores and bits per byte recomputed by hand, and transformers on the same folder as the second opinion."""
 
 import itertools
+import json
 import math
 import shutil
 from pathlib import Path
@@ -199,6 +200,18 @@ def test_a_folders_own_generation_config_changes_nothing(folder: Path, hf, tmp_p
     )
     sampling = Sampling(max_new_tokens=30)
     assert open_backend(f"hf:{copy}").generate([ASK], sampling, [0]) == hf.generate([ASK], sampling, [0])
+
+
+def test_a_model_without_a_chat_template_is_asked_in_plain_text(folder: Path, hf, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (copy / "tokenizer_config.json").write_text(json.dumps(config))
+    plain = open_backend(f"hf:{copy}")
+    text, ids = plain.prompt(LONGER[:2])
+    assert text == "Be kind.\n\ntoto lone 漢\n\n"
+    assert ids == tiny_tokenizer().encode(text)
+    assert plain.identity != hf.identity
 
 
 def test_what_is_no_model_folder_is_refused(folder: Path, hf, tmp_path: Path) -> None:

@@ -456,6 +456,17 @@ def test_identity_survives_transformers_saving_it_again(saved: Path, theirs, tmp
         assert torch.equal(tensor, again[name])
 
 
+def test_a_chat_template_counts_wherever_it_is_kept(copy: Path) -> None:
+    template = ck.chat_template(copy)
+    assert "<|assistant_start|>" in template
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (copy / "tokenizer_config.json").write_text(json.dumps(config))
+    assert ck.chat_template(copy) == ""
+    (copy / "chat_template.jinja").write_text(template)
+    assert ck.chat_template(copy) == template
+
+
 def test_build_model_names_what_is_wrong() -> None:
     model = small_model()
     weights = dict(model.state_dict())

@@ -9,17 +9,9 @@ from kat.errors import UsageError
 from kat.model.cache import KVCache
 from kat.model.config import GPTConfig
 from kat.model.gpt import GPT, IGNORE
-from tests.model.helpers import random_ids, random_model
+from tests.model.helpers import random_ids, random_model, transformers_twin
 
 heads = st.sampled_from([(6, 6), (6, 3), (6, 2), (6, 1)])
-
-
-def transformers_twin(model: GPT):
-    transformers = pytest.importorskip("transformers")
-    config = model.config.to_hf(bos_id=88, eos_id=92, pad_id=96, dtype="float32")
-    twin = transformers.NanoChatForCausalLM(transformers.NanoChatConfig(**config)).eval()
-    twin.load_state_dict(model.state_dict(), strict=True)
-    return twin
 
 
 @pytest.mark.parametrize("n_kv_head", [6, 3, 2, 1])
@@ -144,6 +136,24 @@ def test_a_new_model_is_uniform() -> None:
     model.init_weights(torch.Generator().manual_seed(3))
     loss = model(random_ids(2, 20), random_ids(2, 20, seed=1))
     assert loss.item() == pytest.approx(torch.log(torch.tensor(97.0)).item(), abs=1e-5)
+
+
+def test_initialisation_fills_every_weight_with_the_published_spread() -> None:
+    """CR2: what is left uninitialised becomes weights."""
+    model = GPT(GPTConfig(vocab_size=97, n_layer=2, n_embd=64, n_head=2, n_kv_head=1))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(float("nan"))
+    model.init_weights(torch.Generator().manual_seed(0))
+    for name, weight in model.named_parameters():
+        if name.endswith(("lm_head.weight", "o_proj.weight", "fc2.weight")):
+            expected = 0.0
+        elif "embed" in name:
+            expected = 1.0
+        else:
+            expected = min(1.0, (weight.size(0) / weight.size(1)) ** 0.5) / weight.size(1) ** 0.5
+        assert weight.std().item() == pytest.approx(expected, rel=0.05), name
+        assert abs(weight.mean().item()) <= 0.05 * expected, name
 
 
 def test_seeds_decide_the_weights() -> None:

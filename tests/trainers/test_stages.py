@@ -285,6 +285,26 @@ def test_a_trainer_of_somebody_else_gets_the_job(tmp_path: Path) -> None:
         train(asked, QUIET)
 
 
+class Elsewhere(Recording):
+    def capabilities(self) -> Capabilities:
+        return Capabilities(stages=frozenset({"sft"}), devices=frozenset({"cuda"}))
+
+
+def test_a_trainer_is_not_asked_for_what_it_cannot_do(tmp_path: Path) -> None:
+    asked = sft_request(tmp_path, checkpoint(tmp_path / "init"))
+    with pytest.raises(UsageError, match="does not train on cpu; use cuda"):
+        train(replace(asked, trainer="tests.trainers.test_stages:Elsewhere"), QUIET)
+    other = replace(asked, trainer="tests.trainers.test_stages:Recording")
+    train(replace(asked, max_steps=2), QUIET)
+    with pytest.raises(UsageError, match=r"was trained with another trainer .*Recording"):
+        train(other, QUIET)
+    working = tmp_path / "new.training"
+    (working / "state-000000003").mkdir(parents=True)
+    (working / "state-000000003" / "state.json").write_text('{"step": 3}')
+    with pytest.raises(UsageError, match=r"cannot go on from step 3; remove .*new\.training"):
+        train(replace(other, out=tmp_path / "new"), QUIET)
+
+
 @pytest.mark.parametrize("name", ["no.such.module:X", "kat.trainers.native:Nothing"])
 def test_a_trainer_that_cannot_be_imported_is_said(name: str) -> None:
     with pytest.raises(UsageError, match=f"--trainer {name}: cannot be imported"):
