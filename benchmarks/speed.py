@@ -49,6 +49,7 @@ def main() -> None:
     }
     report("training, tokens per CPU second", training, BATCH * LENGTH, arguments.rounds)
 
+    ours.lay_out_for_decoding()  # as the backends do when they open a checkpoint
     prompt = torch.randint(0, CONFIG.vocab_size, (PROMPT,)).tolist()
     for batch in (1, 16):
         decoding = {

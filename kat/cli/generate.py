@@ -100,6 +100,7 @@ def _load(context: typer.Context, model: str, device: str) -> "Checkpoint":
         raise UsageError(f"{name}: kat generate and kat chat run kat checkpoints; give a folder with kat.json")
     checkpoint = load_checkpoint(Path(name), pick_device(device))
     set_threads(checkpoint.model.config.parameter_count())
+    checkpoint.model.lay_out_for_decoding()
     return checkpoint
 
 
