@@ -1,5 +1,6 @@
 """A nanochat folder of October 2025, made here in its exact layout, and read without running anything in it."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -165,7 +166,8 @@ def test_importing_again_changes_nothing_and_nothing_else_is_overwritten(folder:
 def test_nanochats_own_layout_is_found(tmp_path: Path) -> None:
     source = make(tmp_path / "base" / "chatsft_checkpoints" / "d2")
     (source / "tokenizer").rename(tmp_path / "base" / "tokenizer")
-    import_nanochat(source, tmp_path / "out")
+    record = import_nanochat(source, tmp_path / "out")
+    assert record["weights_sha256"] == hashlib.sha256((source / "model_000650.pt").read_bytes()).hexdigest()
 
 
 def test_the_last_step_is_taken_unless_one_is_named(tmp_path: Path) -> None:
