@@ -109,8 +109,8 @@ class Loop:
         end = total if stop_at is None else min(total, stop_at)
         reason = self._reason_to_stop(end)
         while reason is None:
-            metrics, batches = self._train_step()
-            self.step += 1
+            batches = [self.task.next_batch() for _ in range(self.accumulate)]
+            metrics = self.train_step(batches)
             improved = False
             if self._is_due(self.settings.validation_every):
                 validation, improved = self._validate()
@@ -143,18 +143,12 @@ class Loop:
         best = self.validation_losses.index(min(self.validation_losses))
         return len(self.validation_losses) - 1 - best >= self.settings.early_stop
 
-    def _train_step(self) -> tuple[dict[str, float], Sequence[Tensors]]:
-        """One optimizer step: the gradient of (sum of losses) / (weight of the whole batch, all ranks)."""
+    def train_step(self, batches: Sequence[Tensors]) -> dict[str, float]:
+        """One optimizer step on these micro-batches of this rank, and its metrics."""
         started = time.perf_counter()
-        batches = [self.task.next_batch() for _ in range(self.accumulate)]
-        weight = self.world.sum(sum(self.task.weight(batch) for batch in batches))
-        if weight == 0:
-            raise UsageError(
-                f"step {self.step}: no supervised token in the whole batch; raise batch_size or look at the data"
-            )
         share = lr_share(self.settings, self.step, self.task.total_steps, self.validation_losses)
         set_lr(self.optimisers, share)
-        loss = self.world.sum_float(self._backward(batches, weight)) / weight
+        loss, weight = self.backward(batches)
         norm = self._clip(batches, loss)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -163,17 +157,23 @@ class Loop:
         self.tokens += tokens
         self.unlogged_tokens += tokens
         self.unlogged_seconds += time.perf_counter() - started
-        metrics = {
+        self.step += 1
+        return {
             "loss": loss,
             "lr": main_lr(self.settings) * share,
             "lr_share": share,
             "grad_norm": norm,
             "supervised_tokens": weight,
         }
-        return metrics, batches
 
-    def _backward(self, batches: Sequence[Tensors], weight: int) -> float:
-        """Accumulate gradients and return this rank's sum of losses. DDP averages over ranks: hence `size`."""
+    def backward(self, batches: Sequence[Tensors]) -> tuple[float, int]:
+        """Accumulate the gradient of (sum of losses) / (weight of the whole batch, all ranks), and return that mean and
+        that weight. DDP averages over ranks: hence `size`."""
+        weight = self.world.sum(sum(self.task.weight(batch) for batch in batches))
+        if weight == 0:
+            raise UsageError(
+                f"step {self.step}: no supervised token in the whole batch; raise batch_size or look at the data"
+            )
         total = 0.0
         for i, batch in enumerate(batches):
             if isinstance(self.wrapped, DistributedDataParallel):
@@ -181,7 +181,7 @@ class Loop:
             loss = self._loss(self.wrapped, batch)
             (loss * (self.world.size / weight)).backward()
             total += float(loss.detach())
-        return total
+        return self.world.sum_float(total) / weight, weight
 
     def _loss(self, model: nn.Module, batch: Tensors) -> Tensor:
         on_device = {name: tensor.to(self.device) for name, tensor in batch.items()}

@@ -1,0 +1,1 @@
+"""Masks, collation, packing and the order of batches."""

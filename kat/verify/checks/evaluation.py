@@ -1,0 +1,1 @@
+"""Prompts, letter extraction, grading and aggregation."""

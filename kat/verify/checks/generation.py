@@ -1,0 +1,1 @@
+"""Sampling, stopping and log-probabilities."""

@@ -1,0 +1,1 @@
+"""The loss against its definition, and what must not change it."""

@@ -1,0 +1,1 @@
+"""Schedules, groups, clipping, and what one step moves."""

@@ -1,0 +1,6 @@
+"""Every planted bug."""
+
+from kat.verify.mutants import model, text, training
+from kat.verify.mutants.mutant import Mutant
+
+MUTANTS: tuple[Mutant, ...] = (*text.MUTANTS, *model.MUTANTS, *training.MUTANTS)

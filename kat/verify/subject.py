@@ -1,0 +1,226 @@
+"""What `kat verify` looks at: any object with some of the methods below, and its declared design.
+
+An adapter is a function `make(seed=0, tiny=True, **overrides)` that returns a fresh subject. Every method is optional:
+a check that needs one which is missing is skipped and lowers the coverage. Ids are LongTensors (B, T); masks have the
+same shape and hold 1 for a real or a supervised token.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from kat.errors import UsageError
+
+Message = dict[str, str]
+Row = tuple[list[int], list[int]]  # ids and, aligned with them, 1 where the token is supervised
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """The declared design of a subject: each selects which property is expected, none switches a check off.
+
+    vocab: size of the logits' last dimension. max_len: longest row that forward takes.
+    pad_id, bos_id, eos_ids: special ids; eos_ids end a completion. special_ids: more ids that no user text gives.
+    attn_mask: forward and generate honour an attention mask; padding: the sides it may stand on.
+    positions: "relative" where a shift of all positions changes nothing (rotary, ALiBi), else "absolute"; "none".
+    window: how far back the layers see, where that is limited. tied_head: embedding and head are one tensor.
+    pack_isolated: documents that share a row do not see each other.
+    loss_agg: "token-mean" (sum over the whole step's supervised tokens / their number), "sequence-mean", "token-sum".
+    supervised: "assistant" (each assistant message and its end token) or "all".
+    parses_specials: special tokens typed as text become special ids, on purpose.
+    shuffle: batches come in an order that depends on the seed. replacement: examples are drawn with replacement.
+    n_examples: size of the data set behind batches().
+    lr_peak, lr_final, warmup_steps, total_steps: of the schedule behind lr(step); None = not declared.
+    max_grad_norm: what gradients are clipped to. decay_1d: weight decay is meant for 1-D parameters too.
+    logprobs: "tempered" where a completion's log-probabilities are those at the sampling temperature, else "raw".
+    """
+
+    name: str = ""
+    vocab: int = 0
+    max_len: int = 64
+    pad_id: int | None = None
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    special_ids: tuple[int, ...] = ()
+    attn_mask: bool = True
+    padding: tuple[str, ...] = ("left", "right")
+    positions: str = "relative"
+    window: int | None = None
+    tied_head: bool = False
+    pack_isolated: bool = True
+    loss_agg: str = "token-mean"
+    supervised: str = "assistant"
+    parses_specials: bool = False
+    shuffle: bool = True
+    replacement: bool = False
+    n_examples: int | None = None
+    lr_peak: float | None = None
+    lr_final: float | None = None
+    warmup_steps: int | None = None
+    total_steps: int | None = None
+    max_grad_norm: float | None = None
+    decay_1d: bool = False
+    logprobs: str = "tempered"
+
+    def __post_init__(self) -> None:
+        choices = {
+            "positions": ("relative", "absolute", "none"),
+            "loss_agg": ("token-mean", "sequence-mean", "token-sum"),
+            "supervised": ("assistant", "all"),
+            "logprobs": ("tempered", "raw"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"trait {name} is {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
+        if not set(self.padding) <= {"left", "right"}:
+            raise ValueError(f"trait padding is {self.padding!r}; it holds 'left', 'right' or both")
+
+    @classmethod
+    def of(cls, declared: Any) -> "Traits":
+        """Traits from an adapter's own object: a Traits, a mapping (unknown names are errors), or anything with
+        attributes of these names."""
+        if isinstance(declared, cls):
+            return declared
+        names = {field.name for field in fields(cls)}
+        if isinstance(declared, Mapping):
+            if unknown := sorted(set(declared) - names):
+                raise ValueError(f"unknown trait {unknown[0]!r}; known are {', '.join(sorted(names))}")
+            values = dict(declared)
+        else:
+            values = {name: getattr(declared, name) for name in names if hasattr(declared, name)}
+        for name in ("eos_ids", "special_ids", "padding"):
+            if name in values:
+                value = values[name]
+                values[name] = (value,) if isinstance(value, int | str) else tuple(value or ())
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled continuation: ids with the end token that ended it, a log-probability an id (or none), and why it
+    ended: "stop" or "length"."""
+
+    ids: Sequence[int]
+    logprobs: Sequence[float] | None = None
+    finish: str | None = None
+
+
+class Subject(Protocol):
+    """Every method that checks may call. An adapter has those it can offer, and no others."""
+
+    traits: Traits
+
+    def encode_conversation(self, messages: Sequence[Message]) -> Row: ...
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]: ...
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def token_bytes(self) -> Sequence[int]: ...
+    def forward(self, ids: Any, attention_mask: Any = None, position_ids: Any = None) -> Any: ...
+    def reference_logits(self, ids: Any) -> Any:
+        """Logits (B, T, V) of the same weights by an implementation that shares no code with the subject."""
+
+    def forward_cached(self, ids: Any, state: Any = None) -> tuple[Any, Any]: ...
+    def loss(self, batch: Batch) -> Any: ...
+    def eval_loss(self, batch: Batch) -> float:
+        """The mean over supervised tokens that validation reports for this batch."""
+
+    def named_parameters(self) -> Iterable[tuple[str, Any]]: ...
+    def init_weights(self, seed: int) -> None: ...
+    def train_step(self, micro_batches: Sequence[Batch]) -> Mapping[str, float]: ...
+    def accumulate(self, micro_batches: Sequence[Batch]) -> None: ...
+    def collate(self, rows: Sequence[Row]) -> Batch: ...
+    def pack(self, rows: Sequence[Row]) -> Batch:
+        """All rows in as few packed rows as they fit in, with doc_ids (B, T), -1 where there is padding."""
+
+    def batches(self, seed: int, rank: int = 0, world: int = 1, state: Any = None) -> Iterator[Batch]: ...
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        n: int = 1,
+        max_new_tokens: int = 32,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> list[list[Completion]]: ...
+    def param_groups(self) -> Iterable[Mapping[str, Any]]: ...
+    def lr(self, step: int) -> float: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def save(self, path: Path) -> None: ...
+    def load(self, path: Path) -> None: ...
+    def build_prompt(self, item: Mapping[str, Any], shots: Sequence[Mapping[str, Any]] = ()) -> list[Message]: ...
+    def extract(self, text: str, n_choices: int) -> str | None: ...
+    def grade(self, item: Mapping[str, Any], text: str) -> float: ...
+    def aggregate(self, scores: Sequence[float], groups: Sequence[str] | None = None) -> Mapping[str, float]: ...
+
+
+Make = Callable[..., Any]
+CAPABILITIES = tuple(name for name in vars(Subject) if not name.startswith("_"))
+
+
+def capabilities(subject: Any) -> frozenset[str]:
+    """Which of the contract's methods a subject offers."""
+    return frozenset(name for name in CAPABILITIES if callable(getattr(subject, name, None)))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where subjects come from: what the user typed, the adapter's function, and the folder of its kat_verify.toml."""
+
+    spec: str
+    name: str
+    make: Make
+    folder: Path | None = None
+
+
+def open_subject(spec: str) -> Source:
+    """`native`, `kat:FOLDER`, `hf:FOLDER`, `trl:sft`, `package.module:make` or `path/to/adapter.py:make`."""
+    kind, _, rest = spec.partition(":")
+    if kind in ("native", "kat", "hf", "trl"):
+        adapter = importlib.import_module(f"kat.verify.adapters.{'native' if kind == 'kat' else kind}")
+        make = adapter.open_make(rest)
+        return Source(spec, spec, make, Path(rest) if kind in ("kat", "hf") else None)
+    if not rest:
+        raise UsageError(
+            f"{spec}: no such subject; give native, kat:FOLDER, hf:FOLDER, trl:STAGE or package.module:make"
+        )
+    module = _import(kind, spec)
+    make = getattr(module, rest, None)
+    if not callable(make):
+        raise UsageError(f"{spec}: {kind} has no function {rest!r}")
+    file = getattr(module, "__file__", None)
+    return Source(spec, module.__name__.rpartition(".")[2], make, Path(file).parent if file else None)
+
+
+def _import(name: str, spec: str) -> ModuleType:
+    try:
+        if name.endswith(".py"):
+            return _import_file(Path(name))
+        if "" not in sys.path:
+            sys.path.insert(0, "")  # a module in the folder where the user stands
+        return importlib.import_module(name)
+    except FileNotFoundError:
+        raise UsageError(f"{spec}: no file {name}") from None
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        hint = "is it on the path?" if name.startswith(missing) else "which the adapter imports: install it"
+        raise UsageError(f"{spec}: no module {missing!r}; {hint}") from None
+    except Exception as error:  # whatever the adapter's own code does at import is the outcome
+        raise UsageError(f"{spec}: importing it raises {type(error).__name__}: {error}") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # so that a second process finds what it pickles
+    sys.path.insert(0, str(path.parent.resolve()))
+    spec.loader.exec_module(module)
+    return module
