@@ -84,7 +84,7 @@ def loop_of(task, model: GPT | None = None, out: Path = Path("unused"), sgd: boo
 def one_step(loop: Loop) -> tuple[dict, torch.Tensor]:
     """Metrics of a step and the gradient it followed, as one vector."""
     before = torch.cat([p.detach().flatten().double() for p in loop.model.parameters()])
-    values, _ = loop._train_step()
+    values = loop.train_step([loop.task.next_batch() for _ in range(loop.accumulate)])
     return values, before - torch.cat([p.detach().flatten().double() for p in loop.model.parameters()])
 
 
