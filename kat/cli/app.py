@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kat import __version__
-from kat.cli import audit, data, doctor, evaluate, generate, importing, run, train
+from kat.cli import audit, data, doctor, evaluate, generate, importing, run, train, verify
 
 
 def build_app() -> typer.Typer:
@@ -22,6 +22,7 @@ def build_app() -> typer.Typer:
     app.callback()(_options)
     app.command("train")(train.train)
     app.command("eval")(evaluate.evaluate)
+    app.command("verify")(verify.verify)
     app.command("audit")(audit.audit)
     app.command("run")(run.run)
     app.add_typer(data.build(), name="data")

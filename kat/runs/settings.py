@@ -130,13 +130,19 @@ S = TypeVar("S", bound=Settings)
 
 def load_settings(kind: type[S], config: Path | None, assignments: Sequence[str]) -> S:
     """Settings from a TOML file (optional), then `key=value` texts; values are TOML (strings may go unquoted)."""
-    values = read_toml(config) if config else {}
+    values = (read_toml(config) if config else {}) | parse_assignments(assignments)
+    return make_settings(kind, values, str(config) if config else "--set")
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """`key=value` texts as a dictionary; values are TOML (strings may go unquoted)."""
+    values = {}
     for text in assignments:
         key, separator, value = text.partition("=")
-        if not separator:
+        if not separator or not key.strip():
             raise UsageError(f"--set {text}: write key=value")
         values[key.strip()] = parse_value(value.strip())
-    return make_settings(kind, values, str(config) if config else "--set")
+    return values
 
 
 def make_settings(kind: type[S], values: Mapping[str, Any], where: str) -> S:

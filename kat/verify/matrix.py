@@ -42,3 +42,41 @@ def matrix(
 def likely(mutant: Mutant, checks: Sequence[Check]) -> list[Check]:
     """The checks that name one of the mutant's rows among what they catch first, then the others."""
     return sorted(checks, key=lambda check: not set(mutant.rows) & set(check.catches))
+
+
+def idle_checks(verdicts: Sequence[Verdict], checks: Sequence[Check]) -> list[str]:
+    """The checks that killed no mutant; golden ones are not asked to."""
+    killers = {killer for verdict in verdicts for killer in verdict.killers}
+    return [check.id for check in checks if check.kind != "golden" and check.id not in killers]
+
+
+def matrix_summary(verdicts: Sequence[Verdict], checks: Sequence[Check]) -> str:
+    """How many mutants died, how many catalogue rows they stand for, and which checks found nothing."""
+    dead = sum(bool(verdict.killers) for verdict in verdicts)
+    rows = {row for verdict in verdicts if verdict.killers for row in verdict.mutant.rows}
+    beyond = sum(not verdict.mutant.rows for verdict in verdicts)
+    idle = idle_checks(verdicts, checks)
+    return (
+        f"{dead} of {len(verdicts)} mutants killed; {len(rows)} catalogue rows planted, {beyond} mutants beyond the "
+        f"catalogue; {len(checks)} checks, {'each kills one' if not idle else 'these kill none: ' + ', '.join(idle)}"
+    )
+
+
+def matrix_markdown(verdicts: Sequence[Verdict], checks: Sequence[Check], spec: str) -> str:
+    """The matrix as a page: a row a mutant, then a row a check."""
+    lines = [
+        f"# Planted bugs and the checks that find them (`kat verify {spec} --mutants --markdown docs/mutants.md`)",
+        "",
+        matrix_summary(verdicts, checks) + ".",
+        "",
+        "| mutant | catalogue | found by |",
+        "|---|---|---|",
+    ]
+    for verdict in verdicts:
+        found = ", ".join(f"`{killer}`" for killer in verdict.killers) or "**survives**"
+        lines.append(f"| {verdict.mutant.id} | {' '.join(verdict.mutant.rows) or '–'} | {found} |")
+    lines += ["", "| check | family | level | mutants it finds |", "|---|---|---|---|"]
+    for check in checks:
+        n = sum(check.id in verdict.killers for verdict in verdicts)
+        lines.append(f"| `{check.id}` | {check.family} | {check.level} | {n if check.kind != 'golden' else 'golden'} |")
+    return "\n".join(lines) + "\n"

@@ -5,11 +5,12 @@ a check that needs one which is missing is skipped and lowers the coverage. Ids 
 same shape and hold 1 for a real or a supervised token.
 """
 
+import functools
 import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -178,8 +179,16 @@ class Source:
     folder: Path | None = None
 
 
-def open_subject(spec: str) -> Source:
-    """`native`, `kat:FOLDER`, `hf:FOLDER`, `trl:sft`, `package.module:make` or `path/to/adapter.py:make`."""
+def open_subject(spec: str, overrides: Mapping[str, Any] | None = None) -> Source:
+    """`native`, `kat:FOLDER`, `hf:FOLDER`, `trl:sft`, `package.module:make` or `path/to/adapter.py:make`.
+
+    overrides go to every call of make.
+    """
+    source = _open(spec)
+    return replace(source, make=functools.partial(source.make, **overrides)) if overrides else source
+
+
+def _open(spec: str) -> Source:
     kind, _, rest = spec.partition(":")
     if kind in ("native", "kat", "hf", "trl"):
         adapter = importlib.import_module(f"kat.verify.adapters.{'native' if kind == 'kat' else kind}")

@@ -1,0 +1,1 @@
+"""Finds tests that cannot fail."""
