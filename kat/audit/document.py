@@ -4,6 +4,7 @@ from kat.audit.appendix import flips, parsing, provenance, similarity, slices, t
 from kat.audit.blocks import Block, Cell, Figure, Para, Section, Table
 from kat.audit.charts import Mark, interval_chart
 from kat.audit.schema import Audit, Baseline, Comparison, Difference
+from kat.audit.verified import verified
 from kat.audit.words import bare_p, count, interval, percent, points
 from kat.runs.schemas import Metric
 
@@ -18,6 +19,7 @@ def sections(audit: Audit) -> list[Section]:
         slices(audit),
         flips(audit),
         training(audit),
+        verified(audit),
         provenance(audit),
         Section("How this was computed", "methods", tuple(Para(text) for text in audit.methods)),
     ]

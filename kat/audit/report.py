@@ -14,11 +14,12 @@ from kat.audit.provenance import provenance
 from kat.audit.questions import find_items
 from kat.audit.render_html import render_html
 from kat.audit.render_md import render_md
-from kat.audit.schema import AUDIT_SCHEMA, Arm, Audit, Baseline, Comparison, Curve, Flip, Provenance, Side
+from kat.audit.schema import AUDIT_SCHEMA, Arm, Audit, Baseline, Comparison, Curve, Flip, Provenance, Side, Verified
 from kat.audit.table import Table, table
 from kat.audit.unparsed import decomposition
 from kat.audit.unparsed import sensitivity as sensitivity_of
 from kat.audit.verdict import verdict
+from kat.audit.verified import read_verified
 from kat.audit.words import count
 from kat.data import letters
 from kat.data.choices import ChoiceItem
@@ -39,6 +40,7 @@ def audit(
     train_items: Sequence[ChoiceItem] | None = None,
     twin: Path | None = None,
     checkpoints: tuple[Path, Path] | None = None,
+    verify: Path | None = None,
     protocol_is_treatment: bool = False,
 ) -> Audit:
     """Compare the evaluations in the folders `a` (baseline) and `b` (candidate); write the report into `out`.
@@ -46,8 +48,9 @@ def audit(
     `data` is the evaluated file or its items (default: the file that results.json names, if it is still there);
     `train_items` are the training questions, which the baselines that learn and the split by likeness need; `twin` is
     the evaluation of an untrained model of the same shape; `checkpoints` are the folders of both models, for their
-    training curves and provenance. `out` None writes nothing. Raises :class:`EvidenceError` for evidence that must not
-    be trusted and :class:`UsageError` for a suite without an accuracy or a folder that cannot be written.
+    training curves and provenance; `verify` is what `kat verify --json` wrote. `out` None writes nothing. Raises
+    :class:`EvidenceError` for evidence that must not be trusted and :class:`UsageError` for a suite without an accuracy
+    or a folder that cannot be written.
     """
     if out is not None:
         _writable(Path(out))
@@ -55,7 +58,8 @@ def audit(
     facts = provenance(paired.a, paired.b, checkpoints)
     curves = {} if checkpoints is None else {"A": read_curves(checkpoints[0]), "B": read_curves(checkpoints[1])}
     items, why_not = find_items(paired, data)
-    found = _audit(paired, items, why_not, train_items, _twin(paired, twin), facts, curves)
+    verified = read_verified(verify) if verify is not None else None
+    found = _audit(paired, items, why_not, train_items, _twin(paired, twin), facts, curves, verified)
     if out is not None:
         write_report(found, Path(out))
     return found
@@ -87,6 +91,7 @@ def _audit(
     twin: np.ndarray | None,
     facts: list[Provenance],
     curves: dict[str, list[Curve]],
+    verified: Verified | None,
 ) -> Audit:
     data = table(paired)
     primary, tested = comparing.compare("accuracy", "Accuracy", data.a, data.b, data.score_type, data.clusters)
@@ -132,6 +137,7 @@ def _audit(
         flips=flips,
         flips_shown=_shown(flips),
         curves=curves,
+        verified=verified,
         provenance=facts,
         methods=_methods(paired, data, primary),
     )

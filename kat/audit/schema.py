@@ -175,6 +175,27 @@ class Provenance(_Part):
     b: str
 
 
+class Checked(_Part):
+    """One check of `kat verify`; `message` says what was seen where it is not a plain pass."""
+
+    check: str
+    family: str
+    outcome: str
+    message: str
+
+
+class Verified(_Part):
+    """What `kat verify` found about the code behind the candidate."""
+
+    subject: str
+    seed: int
+    level: int
+    counts: dict[str, int]
+    coverage: float = Field(description="share of the checks that apply to the subject")
+    exit_code: int
+    findings: list[Checked]
+
+
 class Verdict(_Part):
     """One sentence, one colour, and what qualifies it."""
 
@@ -218,5 +239,6 @@ class Audit(_Part):
     flips: list[Flip]
     flips_shown: list[int] = Field(description="indices into `flips` that audit.md and audit.html show")
     curves: dict[str, list[Curve]]
+    verified: Verified | None
     provenance: list[Provenance]
     methods: list[str]

@@ -20,6 +20,7 @@ def audit(
         list[Path] | None, typer.Option("--train", help="Training rows: baselines that learn, similarity.")
     ] = None,
     twin: Annotated[str | None, typer.Option(help="Evaluation (or checkpoint) of the untrained twin.")] = None,
+    verify: Annotated[Path | None, typer.Option(help="What `kat verify --json` wrote about the code behind B.")] = None,
     counts: Annotated[
         tuple[str, str] | None, typer.Option("--counts", help="Two of right/parsed/asked, instead of A and B.")
     ] = None,
@@ -48,6 +49,7 @@ def audit(
         data=data,
         train_items=items,
         twin=_find(twin, suite, home).evals if twin else None,
+        verify=verify,
         checkpoints=(known[0], known[1]) if known[0] and known[1] else None,
     )
     typer.echo(f"{found.verdict.word}. {found.verdict.sentence}")
