@@ -138,3 +138,44 @@ def _effective(n: int, design_effect: float) -> int:
 def _check_share(p: float) -> None:
     if not 0 <= p <= 1:
         raise UsageError(f"share of discordant items {p:g}: it lies between 0 and 1")
+
+
+def power_seeds(k: int, effect: float, sd: float, alpha: float = 0.05) -> float:
+    """Power of a two-sided t test between two arms of k seeds each, for a true difference `effect` and a standard
+    deviation `sd` over seeds, alike in both arms (noncentral t on 2k − 2 degrees of freedom)."""
+    _check_seeds(k, sd)
+    if sd == 0:
+        return 1.0 if effect else 0.0
+    df, shift = 2 * k - 2, abs(effect) / sd * math.sqrt(k / 2)
+    critical = stats.t.ppf(1 - alpha / 2, df)
+    return float(stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift))
+
+
+def mde_seeds(k: int, sd: float, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest true difference between two arms of k seeds each that is found with this power."""
+    _check_seeds(k, sd)
+    if sd == 0:
+        return 0.0
+    high = sd
+    while power_seeds(k, high, sd, alpha) < power:
+        high *= 2
+    return float(optimize.brentq(lambda effect: power_seeds(k, effect, sd, alpha) - power, 0.0, high, xtol=1e-9))
+
+
+def seeds_for_difference(effect: float, sd: float, power: float = 0.8, alpha: float = 0.05) -> int:
+    """Seeds a side from which a true difference `effect` is found with this power; never fewer than 4, below which no
+    permutation of the seeds reaches .05."""
+    _check_seeds(2, sd)
+    if effect == 0:
+        raise UsageError("a difference of 0 can't be found with any number of seeds")
+    low, high = 4, 4
+    while power_seeds(high, effect, sd, alpha) < power:
+        low, high = high, 2 * high
+        if high > 1_000_000:
+            raise UsageError(f"a difference of {effect:g} with a seed noise of {sd:g} needs more than a million seeds")
+    return _bisect(lambda k: power_seeds(k, effect, sd, alpha) >= power, low, high)
+
+
+def _check_seeds(k: int, sd: float) -> None:
+    if k < 2 or not 0 <= sd < math.inf:
+        raise UsageError(f"{k} seeds a side, standard deviation {sd:g}: at least 2 seeds and no negative noise")

@@ -5,26 +5,31 @@ from dataclasses import dataclass
 
 from kat.verify.check import Check
 from kat.verify.mutants.mutant import Mutant
-from kat.verify.runner import run_checks
+from kat.verify.runner import Finding, run_checks
+from kat.verify.show import failure_text
 from kat.verify.subject import Source
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One mutant: the checks that failed on it (golden ones not counted), and those that ended otherwise than PASS."""
+    """One mutant: what failed on it (golden checks not counted), and which checks could not be run."""
 
     mutant: Mutant
-    killers: tuple[str, ...]
+    failures: tuple[Finding, ...]
     other: tuple[str, ...]
+
+    @property
+    def killers(self) -> tuple[str, ...]:
+        return tuple(finding.check for finding in self.failures)
 
 
 def kills(mutant: Mutant, checks: Sequence[Check], source: Source, seed: int = 0) -> Verdict:
     """Run the checks on the mutant of a source. An ERROR or VACUOUS is no kill: a suite must name the property."""
     bad = Source(f"{source.spec} with {mutant.id}", mutant.id, mutant.plant(source.make))
     report = run_checks(bad, [check for check in checks if check.kind != "golden"], seed=seed, level=4)
-    killers = tuple(f.check for f in report.findings if f.outcome == "FAIL")
+    failures = tuple(f for f in report.findings if f.outcome == "FAIL")
     other = tuple(f.check for f in report.findings if f.outcome in ("ERROR", "VACUOUS"))
-    return Verdict(mutant, killers, other)
+    return Verdict(mutant, failures, other)
 
 
 def matrix(
@@ -79,4 +84,18 @@ def matrix_markdown(verdicts: Sequence[Verdict], checks: Sequence[Check], spec: 
     for check in checks:
         n = sum(check.id in verdict.killers for verdict in verdicts)
         lines.append(f"| `{check.id}` | {check.family} | {check.level} | {n if check.kind != 'golden' else 'golden'} |")
-    return "\n".join(lines) + "\n"
+    lines += ["", "## What a failure looks like", ""]
+    for finding in examples(verdicts, 5):
+        lines += ["```", failure_text(finding, 110), "```", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def examples(verdicts: Sequence[Verdict], n: int) -> list[Finding]:
+    """The first failure of n mutants, each found by another check and, as far as they go, in another family."""
+    chosen: list[Finding] = []
+    failures = [verdict.failures[0] for verdict in verdicts if verdict.failures]
+    for fresh in ("family", "check"):
+        for finding in failures:
+            if len(chosen) < n and getattr(finding, fresh) not in {getattr(one, fresh) for one in chosen}:
+                chosen.append(finding)
+    return chosen

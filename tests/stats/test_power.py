@@ -5,11 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
-from statsmodels.stats.power import TTestPower
+from statsmodels.stats.power import TTestIndPower, TTestPower
 
 from kat.errors import UsageError
 from kat.stats.paired import mcnemar_exact, mcnemar_midp
-from kat.stats.power import mde_bounded, mde_paired, n_for_difference, n_for_margin, power_mcnemar
+from kat.stats.power import (
+    mde_bounded,
+    mde_paired,
+    mde_seeds,
+    n_for_difference,
+    n_for_margin,
+    power_mcnemar,
+    power_seeds,
+    seeds_for_difference,
+)
 from kat.stats.result import mde_sentence
 
 
@@ -133,3 +142,27 @@ def test_the_words():
     assert mde_sentence(0.087, 200).startswith("With 200 items a true difference of 8.7 points")
     assert "31 clusters" in mde_sentence(0.1, 200, 31)
     assert "no true difference" in mde_sentence(None, 50)
+
+
+def test_power_over_seeds_equals_r_and_statsmodels():
+    """R: power.t.test(n = 20, delta = 1, sd = 1) gives .8689528, and n = 22.02110 for a power of .9."""
+    assert power_seeds(20, 1.0, 1.0) == pytest.approx(0.8689528, abs=1e-6)
+    assert seeds_for_difference(1.0, 1.0, power=0.9) == 23
+    for k, effect in ((4, 2.0), (5, 1.5), (12, 0.7)):
+        assert power_seeds(k, effect, 1.0) == pytest.approx(TTestIndPower().power(effect, k, 0.05), abs=1e-9)
+
+
+@given(st.integers(2, 40), st.floats(1e-3, 10))
+def test_the_difference_that_seeds_can_see_is_found_with_the_stated_power(k, sd):
+    effect = mde_seeds(k, sd)
+    assert power_seeds(k, effect, sd) == pytest.approx(0.8, abs=1e-5)
+    assert seeds_for_difference(effect * 1.0001, sd) in (max(4, k), max(4, k - 1))
+
+
+def test_impossible_questions_about_seeds():
+    for question in (lambda: power_seeds(1, 1, 1), lambda: mde_seeds(5, -1), lambda: seeds_for_difference(0, 1)):
+        with pytest.raises(UsageError):
+            question()
+    assert mde_seeds(5, 0.0) == 0.0
+    with pytest.raises(UsageError, match="million"):
+        seeds_for_difference(1e-6, 1.0)
