@@ -187,7 +187,7 @@ def one_slice(key: str, value: str, data: Table, chosen: np.ndarray) -> Slice:
     """The comparison on the chosen items (n,) of bool; below ten items only the two figures."""
     a, b = data.a[chosen], data.b[chosen]
     enough = a.size >= SMALLEST_SLICE
-    found = compare_paired(a, b, data.score_type, data.clusters[chosen]) if enough else None
+    found = compare_paired(a, b, data.score_type, data.clusters[chosen], seen=False) if enough else None
     return Slice(
         key=key,
         value=value,

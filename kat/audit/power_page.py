@@ -13,7 +13,8 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8886; --ink: light-dark(#1d2433, #e6e8ee); }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: light-dark(#fff, #14171f);
   max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; } svg { width: 100%; height: auto; font-size: 12px; overflow: visible; } svg text { fill: currentColor; }
+h1 { font-size: 1.4rem; } svg { width: 100%; height: auto; font-size: 12px; overflow: visible; }
+svg text { fill: currentColor; }
 .tick { text-anchor: middle; } .tick.end { text-anchor: end; } .grid { stroke: var(--line); }
 .curve { fill: none; stroke-width: 2; stroke: currentColor; } circle { fill: currentColor; }
 .p1 { color: light-dark(#1763b6, #7db8ff); } .p2 { color: light-dark(#a8480f, #ffab70); }

@@ -20,6 +20,8 @@ def find_items(pair: Pair, data: Path | Sequence[ChoiceItem] | None) -> tuple[li
     items, note = _candidates(pair.a, data)
     if items is None:
         return None, note
+    if not any(item.has_image for item in _evaluated(pair, items)):
+        items = [item for item in items if not item.has_image]
     by_hash = {item.hash: item for item in items}
     missing = [item.key[1] for item in pair.items if item.key[0] not in by_hash]
     if missing:
@@ -36,6 +38,11 @@ def find_items(pair: Pair, data: Path | Sequence[ChoiceItem] | None) -> tuple[li
     return [by_hash[item.key[0]] for item in pair.items], ""
 
 
+def _evaluated(pair: Pair, items: Sequence[ChoiceItem]) -> list[ChoiceItem]:
+    wanted = {item.key[0] for item in pair.items}
+    return [item for item in items if item.hash in wanted]
+
+
 def _candidates(a: Evidence, data: Path | Sequence[ChoiceItem] | None) -> tuple[list[ChoiceItem] | None, str]:
     if data is not None and not isinstance(data, str | Path):
         return list(data), ""
@@ -43,7 +50,7 @@ def _candidates(a: Evidence, data: Path | Sequence[ChoiceItem] | None) -> tuple[
     if data is None and not path.exists():
         return None, f"the data file {path} is not there to read the questions from"
     try:
-        items, source = load_choice_items(path)
+        items, source = load_choice_items(path, text_only=False)
     except UsageError as error:
         if data is not None:
             raise

@@ -33,7 +33,13 @@ def evaluate(
     from kat.runs.home import resolve_model, short_name
 
     home: Path = context.obj
-    loaded = get_suite(suite)(data) if data else get_suite(suite)()
+    factory = get_suite(suite)
+    if responses is not None:
+        from kat.evals.recorded import load_answered
+
+        loaded = load_answered(factory, data, responses)
+    else:
+        loaded = factory(data) if data else factory()
     for note in getattr(loaded, "notes", ()):
         typer.echo(f"{suite}: {note}", err=True)
     if responses is not None:

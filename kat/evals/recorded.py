@@ -5,6 +5,8 @@ otherwise raise its score), and so are two for one item; responses to items that
 left out. Nobody recorded the prompt, and the rows say so.
 """
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,18 @@ class RecordedResponses:
     by_id: dict[str, str]
     unknown: tuple[str, ...]
     identity: str
+
+
+def load_answered(factory: Callable[..., Suite], data: Path | None, responses: Path) -> Suite:
+    """The suite over all items, those that need an image too, if any of them was answered; else over the text-only
+    items. A factory that knows no `text_only` decides for itself."""
+    arguments = [data] if data is not None else []
+    if "text_only" not in inspect.signature(factory).parameters:
+        return factory(*arguments)
+    everything = factory(*arguments, text_only=False)
+    answered = {name for name, _ in load_rows([responses], _parse, key=None, max_bad=0.0).rows}
+    with_image = {item.id for item in everything.items() if getattr(item, "has_image", False)}
+    return everything if with_image & answered else factory(*arguments)
 
 
 def read_responses(path: Path, suite: Suite) -> RecordedResponses:

@@ -34,11 +34,18 @@ class ScienceQA:
             "draws": 1,
         }
         self._max_new_tokens = max_new_tokens
+        self._images = any(item.has_image for item in self._items)
 
     @classmethod
-    def load(cls, data: str | Path = "hub", *, max_new_tokens: int = 64, split: str = "test") -> "ScienceQA":
-        """The suite over a local file, or over ScienceQA's text-only test questions from the hub."""
-        items, source = load_choice_items(data, split=split)
+    def load(
+        cls, data: str | Path = "hub", *, max_new_tokens: int = 64, split: str = "test", text_only: bool = True
+    ) -> "ScienceQA":
+        """The suite over a local file, or over ScienceQA's test questions from the hub.
+
+        With `text_only` the questions that need an image are left out, as kat's models read text; somebody else's
+        recorded responses may answer them too.
+        """
+        items, source = load_choice_items(data, split=split, text_only=text_only)
         return cls(items, source, max_new_tokens=max_new_tokens)
 
     def items(self) -> Sequence[ChoiceItem]:
@@ -69,10 +76,14 @@ class ScienceQA:
                     rule=found.rule,
                     span=found.span,
                     score=float(found.letter == item.letters[item.answer]),
-                    slices=dict(item.slices),
+                    slices=self._slices(item),
                 )
             )
         return rows
+
+    def _slices(self, item: ChoiceItem) -> dict[str, str]:
+        """The item's own, and whether it needs an image where some items do."""
+        return dict(item.slices) | ({"image": "yes" if item.has_image else "no"} if self._images else {})
 
     def summarise(self, samples: Sequence[Sample]) -> dict[str, Metric]:
         """Accuracy over every item, its bounds and its chance-corrected form, and the parse rate."""

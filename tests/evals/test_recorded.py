@@ -9,7 +9,7 @@ from kat.data.rows import load_rows
 from kat.errors import EvidenceError, UsageError
 from kat.evals.choices import Choices
 from kat.evals.protocol import DataSource
-from kat.evals.recorded import read_responses, run_recorded
+from kat.evals.recorded import load_answered, read_responses, run_recorded
 from kat.evals.scienceqa import ScienceQA
 from kat.evals.store import read_samples
 from tests.evals import make_items
@@ -131,3 +131,50 @@ def test_any_local_multiple_choice_file_makes_a_suite(real_data):
         suite = ScienceQA.load(real_data / f"{name}.jsonl.gz")
         rows = load_rows([real_data / f"{name}.jsonl.gz"], lambda row: row, key=None)
         assert len(suite.items()) + suite.n_dropped == rows.n_lines
+
+
+def with_images(path, n=12):
+    """Rows of which every third needs an image."""
+    rows = make_items.rows(n)
+    return write(path, [dict(row, has_image=i % 3 == 0) for i, row in enumerate(rows)])
+
+
+def test_answers_to_questions_with_images_count_where_any_was_given(tmp_path):
+    data = with_images(tmp_path / "data.jsonl")
+    everything = ScienceQA.load(data, text_only=False).items()
+    responses = write(tmp_path / "r.jsonl", answers(everything, 12))
+    suite = load_answered(ScienceQA.load, data, responses)
+    assert len(suite.items()) == 12
+    run_recorded(suite, read_responses(responses, suite), tmp_path / "out", model="sees")
+    images = [row.slices["image"] for row in read_samples(tmp_path / "out" / "samples.jsonl")]
+    assert sorted(images) == ["no"] * 8 + ["yes"] * 4
+
+
+def test_a_model_that_answered_no_image_is_asked_for_the_text_only_questions(tmp_path):
+    data = with_images(tmp_path / "data.jsonl")
+    text_only = ScienceQA.load(data).items()
+    suite = load_answered(ScienceQA.load, data, write(tmp_path / "r.jsonl", answers(text_only, 8)))
+    assert len(suite.items()) == 8
+    assert "image" not in suite._slices(suite.items()[0])
+
+
+def test_some_images_answered_and_others_missing_is_invalid(tmp_path):
+    data = with_images(tmp_path / "data.jsonl")
+    everything = ScienceQA.load(data, text_only=False).items()
+    responses = write(tmp_path / "r.jsonl", [row for row in answers(everything, 12) if row["id"] != everything[0].id])
+    with pytest.raises(EvidenceError, match="1 response .* missing"):
+        read_responses(responses, load_answered(ScienceQA.load, data, responses))
+
+
+def test_a_report_on_questions_with_images_finds_them_again(tmp_path):
+    from kat.audit.report import audit
+
+    data = with_images(tmp_path / "data.jsonl", 40)
+    items = ScienceQA.load(data, text_only=False).items()
+    for name, right in (("a", 20), ("b", 35)):
+        responses = write(tmp_path / f"{name}.jsonl", answers(items, right))
+        suite = load_answered(ScienceQA.load, data, responses)
+        run_recorded(suite, read_responses(responses, suite), tmp_path / name, model=name)
+    report = audit(tmp_path / "a", tmp_path / "b", None)
+    assert report.n_items == 40
+    assert all(flip.question for flip in report.flips)
