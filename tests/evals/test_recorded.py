@@ -162,7 +162,7 @@ def test_some_images_answered_and_others_missing_is_invalid(tmp_path):
     data = with_images(tmp_path / "data.jsonl")
     everything = ScienceQA.load(data, text_only=False).items()
     responses = write(tmp_path / "r.jsonl", [row for row in answers(everything, 12) if row["id"] != everything[0].id])
-    with pytest.raises(EvidenceError, match="1 response .* missing"):
+    with pytest.raises(EvidenceError, match=r"1 response .* missing"):
         read_responses(responses, load_answered(ScienceQA.load, data, responses))
 
 
