@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kat.audit.blocks import Block, Cell, Figure, FlipBlock, Para, Section, Table
+from kat.audit.blocks import AllFlips, Block, Cell, Figure, FlipBlock, Para, Section, Table
 from kat.audit.charts import Line, Mark, curve_chart, interval_chart
 from kat.audit.schema import Audit, Comparison, Slice
 from kat.audit.words import bare_p, count, interval, percent, points, short
@@ -75,6 +75,82 @@ def _sensitivity(audit: Audit) -> list[Block]:
 
 def _estimate(metric: Metric | None) -> float | None:
     return None if metric is None else metric.estimate
+
+
+def extraction(audit: Audit) -> Section:
+    """How much of the difference is the way of reading letters."""
+    if not audit.extractors:
+        return Section("Other ways to read the letter", "extraction", ())
+    rows = tuple(
+        (
+            Cell(one.name),
+            Cell(percent(one.parsed_a), "a"),
+            Cell(percent(one.parsed_b), "b"),
+            Cell(percent(one.a), "a"),
+            Cell(percent(one.b), "b"),
+            Cell(points(one.difference.estimate)),
+            Cell(interval(one.difference.low, one.difference.high, signed=True)),
+        )
+        for one in audit.extractors
+    )
+    low = min(one.difference.estimate for one in audit.extractors)
+    high = max(one.difference.estimate for one in audit.extractors)
+    sources = "; ".join(f"{one.name}: {one.source}" for one in audit.extractors)
+    return Section(
+        "Other ways to read the letter",
+        "extraction",
+        (
+            Para(
+                f"The same responses, read by {count(len(audit.extractors), 'way', 'ways')} of finding the letter that "
+                f"are in use: the difference lies between {points(low)} and {points(high)} points. Where they disagree "
+                "much, the report is about the extractor as well as about the models."
+            ),
+            Table(
+                "The comparison under other extractors",
+                ("extractor", "A reads", "B reads", "A", "B", "B − A, points", "95 % interval"),
+                rows,
+                note=f"Unread counts as wrong everywhere. Sources: {sources}.",
+            ),
+        ),
+    )
+
+
+def contamination(audit: Audit) -> Section:
+    """Items that stand in the training data, and the comparison with and without them."""
+    title, found = "Does the training data hold the questions?", audit.contamination
+    if found is None:
+        return Section(
+            title, "contamination", (Para("Not checked: the training or the evaluated rows were not given."),)
+        )
+    text = (
+        f"Of {count(audit.n_items, 'item')}, {found.same_question:,} have a question that stands word for word "
+        f"(case, punctuation and spacing aside) among the {count(found.n_train, 'training row')}; "
+        f"{found.same_choices:,} of them with the same options. Near duplicates are in the next section."
+    )
+    if found.same_question == 0:
+        return Section(title, "contamination", (Para(text),))
+    table = _slice_table(found.slices, "Accuracy on items whose question is in training", "question", adjusted=True)
+    return Section(title, "contamination", (Para(text), table))
+
+
+def configuration(audit: Audit) -> Section:
+    """The settings and constants in which the two checkpoints differ."""
+    title = "What differs between the checkpoints"
+    stated = [one for one in audit.provenance if one.label.startswith(("checkpoint: settings.", "config: "))]
+    if not stated:
+        return Section(title, "configuration", (Para("Neither checkpoint's configuration was at hand."),))
+    rows = [
+        (Cell(one.label.removeprefix("checkpoint: settings.").removeprefix("config: ")), Cell(one.a), Cell(one.b))
+        for one in stated
+        if one.a != one.b
+    ]
+    same = len(stated) - len(rows)
+    if not rows:
+        text = f"All {count(len(stated), 'setting')} and constants of the two checkpoints are equal."
+        return Section(title, "configuration", (Para(text),))
+    note = f"{count(same, 'other setting is', 'other settings are')} equal."
+    table = Table("Settings and constants that differ", ("", "A", "B"), tuple(rows), left=3, note=note)
+    return Section(title, "configuration", (table,))
 
 
 def similarity(audit: Audit) -> Section:
@@ -168,13 +244,14 @@ def flips(audit: Audit) -> Section:
     else:
         text = f"B scores higher than A on {count(audit.n_gained, 'item')} and lower on {count(audit.n_lost, 'item')}."
     text += (
-        f" {count(len(audit.flips_shown), 'of them is', 'of them are')} shown, drawn by the hash of the item, gains "
-        "and losses in turn; audit.json has them all."
+        f" {count(len(audit.flips_shown), 'of them is', 'of them are')} shown here, drawn by the hash of the item, "
+        "gains and losses in turn; audit.html and audit.json have them all."
     )
     if audit.sensitivity is not None:
         text += " The marked words are those that the letter was read from."
     shown = [FlipBlock(number, audit.flips[index]) for number, index in enumerate(audit.flips_shown, 1)]
-    return Section("Items that flipped", "flips", (Para(text), *shown))
+    every = AllFlips(tuple(audit.flips)) if len(audit.flips) > len(shown) else None
+    return Section("Items that flipped", "flips", (Para(text), *shown, *([every] if every else [])))
 
 
 def training(audit: Audit) -> Section:

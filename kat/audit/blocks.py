@@ -47,7 +47,14 @@ class FlipBlock:
     flip: Flip
 
 
-Block = Para | Table | Figure | FlipBlock
+@dataclass(frozen=True)
+class AllFlips:
+    """Every flipped item, to search and filter; only a page can show them."""
+
+    flips: tuple[Flip, ...]
+
+
+Block = Para | Table | Figure | FlipBlock | AllFlips
 
 
 @dataclass(frozen=True)

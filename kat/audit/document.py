@@ -1,6 +1,16 @@
 """The report as a list of sections: audit.md and audit.html draw this list and nothing else."""
 
-from kat.audit.appendix import flips, parsing, provenance, similarity, slices, training
+from kat.audit.appendix import (
+    configuration,
+    contamination,
+    extraction,
+    flips,
+    parsing,
+    provenance,
+    similarity,
+    slices,
+    training,
+)
 from kat.audit.blocks import Block, Cell, Figure, Para, Section, Table
 from kat.audit.charts import Mark, interval_chart
 from kat.audit.schema import Audit, Baseline, Comparison, Difference
@@ -15,11 +25,14 @@ def sections(audit: Audit) -> list[Section]:
         _result(audit),
         _baselines(audit),
         parsing(audit),
+        extraction(audit),
+        contamination(audit),
         similarity(audit),
         slices(audit),
         flips(audit),
         training(audit),
         verified(audit),
+        configuration(audit),
         provenance(audit),
         Section("How this was computed", "methods", tuple(Para(text) for text in audit.methods)),
     ]

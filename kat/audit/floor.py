@@ -7,9 +7,10 @@ import numpy as np
 
 from kat.audit.compare import adjust, difference, one_slice
 from kat.audit.pair import Pair
-from kat.audit.schema import Baseline, Slice
+from kat.audit.schema import Baseline, Contamination, Slice
 from kat.audit.table import Table
 from kat.audit.words import count
+from kat.data import contamination
 from kat.data.choices import ChoiceItem
 from kat.evals import baselines
 from kat.evals.choice_metrics import as_metric
@@ -119,3 +120,23 @@ def likeness(
             "never had aside): what a model scores there it may have copied."
         )
     return adjust(found), said
+
+
+def contaminated(
+    data: Table, items: Sequence[ChoiceItem] | None, train: Sequence[ChoiceItem] | None
+) -> Contamination | None:
+    """How many items' questions stand in the training data word for word, and the comparison with and without them;
+    None where either side is unknown."""
+    if items is None or not train:
+        return None
+    kinds: dict[str, set[str]] = {contamination.QUESTION: set(), contamination.CHOICES: set()}
+    for match in contamination.equal_items(train, items):
+        kinds.setdefault(match.kind, set()).add(match.eval_id)
+    seen = np.array([item.id in kinds[contamination.QUESTION] for item in items])
+    parts = [("in training", seen), ("not in training", ~seen)]
+    return Contamination(
+        n_train=len(train),
+        same_question=len(kinds[contamination.QUESTION]),
+        same_choices=len(kinds[contamination.CHOICES]),
+        slices=adjust([one_slice("question", name, data, chosen) for name, chosen in parts if chosen.any()]),
+    )

@@ -6,6 +6,7 @@ from typing import Any
 from kat.audit.load import Evidence
 from kat.audit.schema import Provenance
 from kat.errors import EvidenceError
+from kat.model.checkpoint import VERSION_KEYS
 from kat.runs.files import read_json
 
 LEFT_OUT = ("schema", "files", "identity", "versions", "tensors")
@@ -62,7 +63,13 @@ def _checkpoint(folder: Path, evidence: Evidence) -> dict[str, str]:
             f"{evidence.results.model_hash[:12]}; name the checkpoint that was evaluated"
         )
     flat = _flat({name: value for name, value in meta.items() if name not in LEFT_OUT})
-    return {"checkpoint": str(folder), **{f"checkpoint: {name}": value for name, value in flat.items()}}
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    shape = _flat({name: value for name, value in config.items() if name not in VERSION_KEYS})
+    return {
+        "checkpoint": str(folder),
+        **{f"checkpoint: {name}": value for name, value in flat.items()},
+        **{f"config: {name}": value for name, value in shape.items()},
+    }
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,22 +1,28 @@
-"""audit.html: one self-contained file. No script, no request; a policy in its head forbids both.
+"""audit.html: one self-contained file. No request, and no script but the one that filters the flipped items: a policy
+in its head forbids the one and admits the other by its hash.
 
 Every value goes through Jinja's autoescape. The only markup that is trusted is the figures', which
-:mod:`kat.audit.charts` builds from numbers and escaped labels.
+:mod:`kat.audit.charts` builds from numbers and escaped labels, and the script, which is kat's own file.
 """
 
+import base64
+import hashlib
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 
 import jinja2
 from markupsafe import Markup, escape
 
-from kat.audit.blocks import Figure, FlipBlock, Para, Table
+from kat.audit.blocks import AllFlips, Figure, FlipBlock, Para, Table
 from kat.audit.document import sections
 from kat.audit.render_md import reading
-from kat.audit.schema import Audit, Side
+from kat.audit.schema import Audit, Flip, Side
 from kat.audit.words import count, short, visible
 
 LONGEST = 4000
+ALL_FLIPS = 1_600_000  # characters of strangers' text that all flipped items together may take
+MOST_VALUES = 40  # of a slice that can be filtered by
 NARROW = "\u202f"  # narrow no-break space
 
 
@@ -31,11 +37,22 @@ def render_html(audit: Audit) -> str:
         table=lambda block: isinstance(block, Table),
         figure=lambda block: isinstance(block, Figure),
         flip=lambda block: isinstance(block, FlipBlock),
+        all_flips=lambda block: isinstance(block, AllFlips),
     )
     source = files("kat.audit").joinpath("report.html.j2").read_text(encoding="utf-8")
+    found = sections(audit)
+    script, script_source = "", ""
+    if any(isinstance(block, AllFlips) for section in found for block in section.blocks):
+        script = files("kat.audit").joinpath("filter.js").read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        script_source = f"; script-src 'sha256-{digest}'"
     return environment.from_string(source).render(
         audit=audit,
-        sections=sections(audit),
+        sections=found,
+        script=Markup(script),
+        script_source=Markup(script_source),
+        facets=facets,
+        room=room,
         svg=Markup,
         response=response,
         reading=reading,
@@ -55,15 +72,27 @@ def day(created: str) -> str:
     return visible(f"{created[:10]}, {created[11:16]} UTC")
 
 
-def response(side: Side) -> Markup:
+def facets(flips: Sequence[Flip]) -> list[tuple[str, list[str]]]:
+    """The slices that flipped items can be filtered by: name and values, those with 2 to 40 values."""
+    names = sorted({name for flip in flips for name in flip.slices})
+    values = {name: sorted({flip.slices.get(name, "") for flip in flips} - {""}) for name in names}
+    return [(name, found) for name, found in values.items() if 2 <= len(found) <= MOST_VALUES]
+
+
+def room(flips: Sequence[Flip]) -> int:
+    """Characters that one response may take where all flipped items are shown; what is cut is in audit.json."""
+    return min(LONGEST, max(160, ALL_FLIPS // (4 * max(1, len(flips)))))
+
+
+def response(side: Side, longest: int = LONGEST) -> Markup:
     """A model's words as text: escaped, control characters in sight, the words that were read marked."""
     start, end = side.span or (0, 0)
     end = max(start, end)
     first, marked, last = side.response[:start], side.response[start:end], side.response[end:]
-    if len(side.response) > LONGEST:
-        first = first if len(first) <= LONGEST // 2 else "… " + first[-LONGEST // 2 :]
-        last = cut(last, LONGEST // 2)
-        marked = cut(marked, LONGEST // 2)
+    if len(side.response) > longest:
+        first = first if len(first) <= longest // 2 else "… " + first[-longest // 2 :]
+        last = cut(last, longest // 2)
+        marked = cut(marked, longest // 2)
     mark = Markup("<mark>{}</mark>").format(visible(marked)) if marked else Markup("")
     return escape(visible(first)) + mark + escape(visible(last))
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from kat.audit.blocks import Block, Cell, Figure, FlipBlock, Para, Table
+from kat.audit.blocks import AllFlips, Block, Cell, Figure, FlipBlock, Para, Table
 from kat.audit.document import sections
 from kat.audit.schema import Audit, Flip, Side
 from kat.audit.words import count, visible
@@ -51,7 +51,7 @@ def _block(block: Block) -> list[str]:
         return [text(block.text)]
     if isinstance(block, Table):
         return _table(block)
-    if isinstance(block, Figure):
+    if isinstance(block, Figure | AllFlips):
         return []
     return _flip(block)
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from kat.audit import compare as comparing
 from kat.audit.curves import read_curves
-from kat.audit.floor import Rule, floor, likeness, rules
+from kat.audit.extractors import extractors
+from kat.audit.floor import Rule, contaminated, floor, likeness, rules
 from kat.audit.load import Evidence, load_evidence
 from kat.audit.pair import Pair, PairedItem, pair
 from kat.audit.provenance import provenance
@@ -100,6 +101,7 @@ def _audit(
     sensitivity = sensitivity_of(paired, data)
     prompts = _prompts(paired)
     slices, left_out = comparing.slices(paired, data)
+    contamination = contaminated(data, items, train_items)
     similarity, similarity_note = likeness(data, items, why_not, train_items)
     flips = [_flip(item, gained, question) for item, gained, question in _flipped(paired, items)]
     results = paired.a.results
@@ -126,10 +128,12 @@ def _audit(
         secondary=comparing.secondary(paired, data),
         decomposition=decomposition(paired, data),
         sensitivity=sensitivity,
+        extractors=extractors(paired, data),
         baselines=baselines,
         not_computed=not_computed,
         similarity=similarity,
         similarity_note=similarity_note,
+        contamination=contamination,
         slices=slices,
         slices_left_out=left_out,
         n_gained=sum(flip.direction == "gained" for flip in flips),

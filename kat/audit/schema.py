@@ -175,6 +175,27 @@ class Provenance(_Part):
     b: str
 
 
+class Extractor(_Part):
+    """The same responses read by another way of finding the letter; "kat" is the one that the report stands on."""
+
+    name: str
+    source: str
+    a: float
+    b: float
+    parsed_a: float
+    parsed_b: float
+    difference: Difference
+
+
+class Contamination(_Part):
+    """Items whose question stands in the training data, and the comparison with and without them."""
+
+    n_train: int
+    same_question: int
+    same_choices: int = Field(description="question and set of options, in any order and with any answer")
+    slices: list[Slice]
+
+
 class Checked(_Part):
     """One check of `kat verify`; `message` says what was seen where it is not a plain pass."""
 
@@ -228,16 +249,18 @@ class Audit(_Part):
     secondary: list[Comparison]
     decomposition: Decomposition | None
     sensitivity: Sensitivity | None
+    extractors: list[Extractor]
     baselines: list[Baseline]
     not_computed: list[str]
     similarity: list[Slice]
     similarity_note: str
+    contamination: Contamination | None
     slices: list[Slice]
     slices_left_out: list[str] = Field(description="keys with too many values to show")
     n_gained: int
     n_lost: int
     flips: list[Flip]
-    flips_shown: list[int] = Field(description="indices into `flips` that audit.md and audit.html show")
+    flips_shown: list[int] = Field(description="indices into `flips` that audit.md shows; audit.html has all")
     curves: dict[str, list[Curve]]
     verified: Verified | None
     provenance: list[Provenance]

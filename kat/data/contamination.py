@@ -73,7 +73,7 @@ def check(train: Sequence[Example], evaluation: Sequence[ChoiceItem]) -> Report:
     Items are compared with items by content, question with choices, question, and TF-IDF cosine; with the messages of
     conversations by question and cosine; with documents by the share of the question's word 5-grams in one document.
     """
-    matches = [*_equal_items(train, evaluation), *_equal_messages(train, evaluation)]
+    matches = [*equal_items(train, evaluation), *_equal_messages(train, evaluation)]
     similarity, nearest = _similarities(train, evaluation)
     for item, cosine, index in zip(evaluation, similarity.tolist(), nearest.tolist(), strict=True):
         if cosine >= NEAR:
@@ -107,7 +107,7 @@ def _choices(item: ChoiceItem) -> tuple[str, ...]:
     return tuple(sorted(normalise(choice) for choice in item.choices))
 
 
-def _equal_items(train: Sequence[Example], evaluation: Sequence[ChoiceItem]) -> Iterator[Match]:
+def equal_items(train: Sequence[Example], evaluation: Sequence[ChoiceItem]) -> Iterator[Match]:
     by_question: dict[str, list[ChoiceItem]] = defaultdict(list)
     for row in train:
         if isinstance(row, ChoiceItem):

@@ -1,8 +1,11 @@
 """The page: nothing that a model wrote can act in it, and it can be read without seeing it."""
 
+import base64
+import hashlib
 import re
 from collections import defaultdict
 from dataclasses import replace
+from importlib.resources import files
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +25,18 @@ HOSTILE = (
     "</style></pre><script>alert(1)</script><img src=x onerror=alert(1)>\u202eesrever\u2066 \0 \x1b[31m "
     "```\n| a | <!-- \U0001f600"
 )
+
+
+def only_the_filter_runs(html):
+    """The page has at most one script, kat's own file word for word, and its policy admits that one by its hash."""
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", html, re.S)
+    own = files("kat.audit").joinpath("filter.js").read_text(encoding="utf-8")
+    assert scripts in ([], [own])
+    digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)[1]
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'" + (
+        f"; script-src 'sha256-{digest}'" if scripts else ""
+    )
 
 
 def hostile_world(folder, text):
@@ -45,7 +60,7 @@ def test_hostile_text_stays_text(tmp_path):
     assert found.slices == [], "a slice that holds every item says nothing"
     html = (tmp_path / "out" / "audit.html").read_text(encoding="utf-8")
     page = Page.of(html)
-    assert "script" not in page.tags
+    only_the_filter_runs(html)
     assert "img" not in page.tags
     assert html.count("</style>") == 1
     assert not [
@@ -119,7 +134,8 @@ def test_a_very_long_response_is_cut_in_the_page_around_its_span():
 def test_the_page_asks_for_nothing_and_runs_nothing(world, report):
     html = (world / "out" / "audit.html").read_text(encoding="utf-8")
     page = Page.of(html)
-    assert not {"script", "link", "iframe", "object", "img", "form"} & set(page.tags)
+    only_the_filter_runs(html)
+    assert not {"link", "iframe", "object", "img", "form"} & set(page.tags)
     assert "@import" not in html
     assert "url(" not in html
     assert not re.search(r"https?://", html)
@@ -142,6 +158,7 @@ def test_the_page_can_be_read_without_seeing_it(world, report):
     assert set(attributes["scope"]) == {"row", "col"}
     assert page.tags.count("svg") == attributes["role"].count("img") > 2
     labels = attributes["aria-label"]
-    assert len(labels) == attributes["role"].count("region") + 1, "every region and the navigation have a name"
+    named = attributes["role"].count("region") + attributes["role"].count("search") + 1
+    assert len(labels) == named, "every region, the filter and the navigation have a name"
     assert len(set(labels)) == len(labels)
     assert ("lang", "en") in page.attributes
