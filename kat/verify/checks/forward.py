@@ -1,9 +1,13 @@
 """The forward pass: causality, padding, positions, batch rows, gradients, and agreement with a reference."""
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from kat.verify.check import check
-from kat.verify.lab import Lab
+from kat.verify.check import Failed, check
+from kat.verify.lab import EFFECT, Lab, accepts, largest_difference, parameters, snapshot, zero_grad
+
+NOTHING = 1e-6  # a change of a logit that rounding can explain
 
 
 @check(family="forward", level=1, needs={"forward", "named_parameters"}, kind="metamorphic", tol=1e-5, catches=("MF4",))
@@ -24,3 +28,302 @@ def future_tokens_have_no_effect(lab: Lab) -> None:
                     f"logits before position {t} move when the tokens from it on are others",
                     case=f"3 rows of {length} tokens, changed from {t}",
                 )
+
+
+@check(
+    family="forward", level=1, needs={"forward", "named_parameters"}, kind="metamorphic", catches=("MF5", "DM12", "VQ7")
+)
+def earlier_tokens_have_an_effect(lab: Lab) -> None:
+    """Every token moves the logits at its own and at every later position that a declared window lets it reach."""
+    subject = lab.randomised()
+    reach = lab.traits.window or lab.traits.max_len
+    length = min(10, lab.traits.max_len)
+    ids = lab.ids(1, length)
+    others = ids.repeat(length, 1)  # row t has another token at t
+    others.diagonal()[:] = different(lab, ids[0])
+    with torch.no_grad():
+        change = (lab.forward(subject, others) - lab.forward(subject, ids)).abs().amax(-1)  # (t, position)
+        for t in range(length):
+            for position in range(t, min(length, t + reach)):
+                if float(change[t, position]) <= NOTHING:
+                    raise Failed(
+                        f"another token at {t} does not move the logits at position {position}",
+                        measured=float(change[t, position]),
+                        tolerance=NOTHING,
+                        case=f"a row of {length} tokens",
+                    )
+        length = min(lab.traits.max_len, reach, 96)
+        ids = lab.ids(2, length)
+        other = ids.clone()
+        other[:, 0] = different(lab, ids[:, 0])
+        far = float((lab.forward(subject, other) - lab.forward(subject, ids))[:, -1].abs().amax(-1).min())
+    if far <= NOTHING:
+        raise Failed(
+            f"the first of {length} tokens does not move the last logits, though no such window is declared",
+            measured=far,
+            tolerance=NOTHING,
+            case=f"2 rows of {length} tokens",
+            resembles="MF5",
+        )
+
+
+@check(family="forward", level=1, needs={"forward", "named_parameters"}, kind="metamorphic", tol=1e-4, catches=("MF9",))
+def batch_rows_are_independent(lab: Lab) -> None:
+    """A row's logits are the same alone and in any batch, and another row's tokens do not move them."""
+    subject = lab.randomised()
+    lab.require_context(subject)
+    # As many rows as tokens, because there a mix-up of batch and time has the right shape.
+    for rows, length in ((2, 2), (3, 3), (2, 5), (4, 9), (8, min(8, lab.traits.max_len))):
+        ids = lab.ids(rows, length)
+        case = f"{rows} rows of {length} tokens"
+        with torch.no_grad():
+            together = lab.forward(subject, ids)
+            alone = torch.cat([lab.forward(subject, row[None]) for row in ids])
+            lab.close(together, alone, "logits of a row differ alone and in a batch", case=case)
+            other = ids.clone()
+            other[0] = different(lab, ids[0])
+            changed = lab.forward(subject, other)
+            lab.close(changed[1:], together[1:], "logits move with the tokens of another row", case=case, tol=1e-5)
+            order = torch.arange(rows).roll(1)
+            moved = lab.forward(subject, ids[order])
+            lab.close(moved, together[order], "logits depend on a row's place in the batch", case=case)
+
+
+@check(
+    family="forward",
+    level=1,
+    needs={"forward", "named_parameters"},
+    kind="metamorphic",
+    tol=1e-4,
+    catches=("MF9", "DM5", "MF19"),
+)
+def padding_has_no_effect(lab: Lab) -> None:
+    """Under an attention mask a row's logits at real positions are those of the row alone, whatever stands on whichever
+    side of it, and the pad id is an ordinary token where the mask is 1."""
+    traits = lab.traits
+    subject = lab.randomised()
+    lab.require(traits.attn_mask and accepts(subject.forward, "attention_mask"), "forward takes no attention mask")
+    lab.require_context(subject)
+    takes_positions = accepts(subject.forward, "position_ids")
+    longest = min(17, traits.max_len - 2)
+    rows = [lab.ids(1, length)[0] for length in (2, longest, 5, 9 if longest > 9 else 3)]
+    if traits.pad_id is not None:  # as content: inside, first and last
+        rows[1][longest // 2] = rows[2][0] = rows[3][-1] = traits.pad_id
+    with torch.no_grad():
+        alone = [lab.forward(subject, row[None])[0] for row in rows]
+        for side in traits.padding:
+            # Twice the pad id where there is one, then anything at all.
+            for chosen, extra, filler in (((0, 2), 0, "pad"), ((0, 1, 2, 3), 0, "pad"), ((3, 0, 1), 2, "anything")):
+                width = max(len(rows[i]) for i in chosen) + extra
+                filled = filler == "pad" and traits.pad_id is not None
+                ids = torch.full((len(chosen), width), traits.pad_id) if filled else lab.ids(len(chosen), width)
+                mask = torch.zeros(len(chosen), width, dtype=torch.long)
+                for b, i in enumerate(chosen):
+                    real = slice(width - len(rows[i]), None) if side == "left" else slice(0, len(rows[i]))
+                    ids[b, real], mask[b, real] = rows[i], 1
+                given = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if takes_positions else {}
+                # Only where positions are relative may they be left out on the left.
+                ways = [given, {}] if given and (traits.positions != "absolute" or side == "right") else [given]
+                for kwargs in ways:
+                    logits = lab.forward(subject, ids, attention_mask=mask, **kwargs)
+                    for b, i in enumerate(chosen):
+                        lab.close(
+                            logits[b][mask[b].bool()],
+                            alone[i],
+                            f"padding on the {side} changes the logits at real positions",
+                            case=f"rows of {[len(rows[i]) for i in chosen]} tokens in a width of {width}, row {b}, "
+                            f"padded with {'the pad id' if filled else 'random ids'}"
+                            + (", position_ids given" if kwargs else ""),
+                        )
+
+
+@check(
+    family="forward",
+    level=1,
+    needs={"forward", "named_parameters"},
+    kind="metamorphic",
+    tol=0.1,
+    catches=("MF9", "MF14"),
+)
+def position_ids_act_as_declared(lab: Lab) -> None:
+    """Positions that are left out are 0, 1, 2, …; other distances give other logits, row by row; and a shift of all
+    positions changes nothing where they are relative, and something where they are absolute."""
+    traits = lab.traits
+    subject = lab.randomised()
+    lab.require(accepts(subject.forward, "position_ids"), "forward takes no position_ids")
+    lab.require(traits.positions != "none", "the model has no positions")
+    lab.require_context(subject)
+    length = min(10, traits.max_len // 2)
+    ids = lab.ids(2, length)
+    plain = torch.arange(length).expand(2, -1)
+    # Without a mask, transformers reads a jump of positions as the start of another packed document.
+    kwargs = {}
+    if traits.attn_mask and accepts(subject.forward, "attention_mask"):
+        kwargs["attention_mask"] = torch.ones_like(ids)
+
+    def logits(positions: Tensor) -> Tensor:
+        return lab.forward(subject, ids, position_ids=positions.contiguous(), **kwargs)
+
+    with torch.no_grad():
+        expected = lab.forward(subject, ids)
+        lab.close(
+            logits(plain),
+            expected,
+            "logits differ with positions 0, 1, 2, … given and left out",
+            tol=1e-4,
+            case="2 rows",
+        )
+        stretched = torch.stack([plain[0], 2 * plain[1]])
+        moved = logits(stretched) - expected
+        lab.at_most(
+            float(moved[0].abs().max()), "a row's logits move with another row's position_ids", tol=1e-4, case="2 rows"
+        )
+        effect = float(moved[1].abs().max())
+        if effect <= EFFECT:
+            raise Failed(
+                "twice the distance between all tokens does not move the logits: position_ids are not used",
+                measured=effect,
+                tolerance=EFFECT,
+                case=f"position_ids 0, 2, 4, … of a row of {length} tokens",
+            )
+        for shift in sorted({1, 7, min(traits.max_len, 1024) - length}):
+            if shift + length > traits.max_len:
+                continue
+            drift = float((logits(plain + shift) - expected).abs().max())
+            if traits.positions == "absolute" and drift <= EFFECT:
+                raise Failed(
+                    f"a shift of all positions by {shift} does not move the logits, though positions are absolute",
+                    measured=drift,
+                    tolerance=EFFECT,
+                )
+            # Measured against what positions do at all: tables kept in bfloat16 are a design, not a bug.
+            if traits.positions == "relative":
+                lab.at_most(
+                    drift / effect,
+                    "a shift of all positions moves the logits, though positions are relative "
+                    "(largest move over that of twice the distances)",
+                    case=f"2 rows of {length} tokens shifted by {shift}",
+                    resembles="MF14",
+                )
+
+
+@check(family="forward", level=1, needs={"forward", "named_parameters"}, kind="oracle", tol=0.1, catches=("MF10",))
+def gradient_matches_finite_difference(lab: Lab) -> None:
+    """Every parameter's gradient of the cross-entropy of forward's logits is the slope that finite differences find."""
+    subject = lab.randomised()
+    length = min(9, lab.traits.max_len)
+    ids = lab.ids(2, length)
+
+    def loss() -> Tensor:
+        logits = lab.forward(subject, ids)[:, :-1].double()
+        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+    zero_grad(subject)
+    with torch.enable_grad():
+        value = loss()
+    if not value.requires_grad:
+        raise Failed("forward's logits are not on the graph: nothing gets a gradient", resembles="MF10")
+    value.backward()
+    for name, weight in parameters(subject).items():
+        if not weight.requires_grad:
+            continue
+        # Two random directions: a gradient that lacks some heads or rows is right in some directions.
+        for direction in range(2):
+            _compare_slope(lab, name, weight, loss, direction)
+    zero_grad(subject)
+
+
+@torch.no_grad()
+def _compare_slope(lab: Lab, name: str, weight: Tensor, loss: object, direction: int) -> None:
+    """Fail where the gradient's slope in a random direction is none that central differences find."""
+    generator = torch.Generator().manual_seed(lab.seed * 1000 + direction)
+    unit = torch.randn(weight.shape, generator=generator) * float(weight.square().mean().sqrt() or 1.0)
+    floor = 1e-5  # rounding of the loss
+    kept, gradient = weight.clone(), weight.grad
+    found = (0.0, 0.0)
+    # A second, smaller step in case the first passes a kink (ReLU, routing to experts).
+    for step in (0.02, 0.005):
+        values = []
+        for sign in (1, -1):
+            weight.copy_((kept + sign * step * unit).to(weight))
+            values.append(float(loss()))  # type: ignore[operator]
+        weight.copy_(kept)
+        measured = (values[0] - values[1]) / 2
+        claimed = step * float((gradient * unit).sum()) if gradient is not None else 0.0
+        scale = (
+            max(abs(measured), abs(claimed), step * float((gradient.norm() * unit.norm()) / unit.numel() ** 0.5))
+            if gradient is not None
+            else abs(measured)
+        )
+        if abs(measured - claimed) <= lab.tol * scale + floor:
+            return
+        found = (measured / step, claimed / step)
+    nothing = gradient is None or not bool(gradient.any())
+    raise Failed(
+        f"{name} gets no gradient, though the loss depends on it"
+        if nothing
+        else f"the gradient of {name} gives a slope of {found[1]:.4g}, finite differences one of {found[0]:.4g}",
+        measured=abs(found[0] - found[1]),
+        tolerance=lab.tol * max(map(abs, found)),
+        case=f"a random direction (number {direction}) of {name}, 2 rows of tokens",
+        resembles="MF10",
+    )
+
+
+@check(family="forward", level=1, needs={"forward", "named_parameters"}, kind="metamorphic", tol=1e-6, catches=("MF8",))
+def forward_has_no_memory(lab: Lab) -> None:
+    """The same call gives the same logits whatever was run in between, and changes neither its inputs nor weights."""
+    subject = lab.randomised()
+    ids = lab.ids(2, min(7, lab.traits.max_len))
+    kept, weights = ids.clone(), snapshot(subject)
+    with torch.no_grad():
+        first = lab.forward(subject, ids).clone()
+        lab.close(lab.forward(subject, ids), first, "two equal calls of forward differ", case="2 rows of 7 tokens")
+        longer = lab.ids(3, min(40, lab.traits.max_len))
+        between = {"a longer batch": lambda: lab.forward(subject, longer)}
+        if lab.traits.attn_mask and accepts(subject.forward, "attention_mask"):
+            mask = torch.ones_like(longer)
+            mask[0, -2:] = 0
+            before = mask.clone()
+            between["a padded batch"] = lambda: lab.forward(subject, longer, attention_mask=mask)
+        if lab.has("forward_cached"):
+            between["cached decoding"] = lambda: lab.forward_cached(subject, longer[:, :5])[0]
+        for what, call in between.items():
+            call()
+            lab.close(lab.forward(subject, ids), first, f"logits differ after {what}", case="2 rows of 7 tokens")
+        if "a padded batch" in between:
+            lab.equal(torch.equal(mask, before), True, "forward left its attention_mask as it was")
+    lab.equal(torch.equal(ids, kept), True, "forward left its ids as they were")
+    change, where = largest_difference(snapshot(subject), weights)
+    lab.at_most(change, f"forward changed {where}", tol=0.0)
+
+
+@check(
+    family="forward",
+    level=1,
+    needs={"forward", "reference_logits", "named_parameters"},
+    kind="oracle",
+    tol=1e-3,
+    catches=("MF14", "MF15"),
+)
+def forward_matches_reference(lab: Lab) -> None:
+    """The logits are those of an independent implementation with the same weights."""
+    subject = lab.randomised()
+    lab.require_context(subject)
+    for rows, length in ((1, 1), (1, 4), (2, 9), (2, min(lab.traits.max_len, 128))):
+        ids = lab.ids(rows, length)
+        with torch.no_grad():
+            logits, expected = lab.forward(subject, ids), subject.reference_logits(ids)
+        lab.close(
+            logits,
+            expected,
+            "logits differ from those of the reference implementation",
+            case=f"{rows} row(s) of {length} tokens",
+            tol=lab.tol * max(1.0, float(expected.abs().max()) / 10),
+        )
+
+
+def different(lab: Lab, ids: Tensor) -> Tensor:
+    """Another ordinary id in place of each (N,)."""
+    ordinary = lab.ordinary_ids()[:200]
+    return torch.tensor([lab.rng.choice([i for i in ordinary if i != old]) for old in ids.tolist()])
