@@ -74,7 +74,7 @@ class HFSubject:
         self.model, self.tokenizer = model.float().eval(), tokenizer
         self._takes = frozenset(inspect.signature(model.forward).parameters)
         if "position_ids" not in self._takes:
-            self.forward = self._forward_without_positions  # type: ignore[method-assign]
+            self.forward = self._forward_without_positions  # type: ignore[method-assign,assignment]
         if {"past_key_values", "use_cache"} <= self._takes:
             self.forward_cached = self._forward_cached
         if {"labels", "attention_mask"} <= self._takes:
@@ -232,9 +232,7 @@ class HFSubject:
         ]
 
     def _encode_conversation(self, messages: Sequence[Message]) -> Row:
-        output = self.tokenizer.apply_chat_template(
-            list(messages), return_dict=True, return_assistant_tokens_mask=True
-        )
+        output = self.tokenizer.apply_chat_template(list(messages), return_dict=True, return_assistant_tokens_mask=True)
         return list(output["input_ids"]), list(output["assistant_masks"])
 
 
@@ -244,7 +242,7 @@ def bytes_of_tokens(tokenizer: Any) -> list[int] | None:
     if backend is None or "ByteLevel" not in repr(backend.decoder):
         return None
     lengths = [0] * len(tokenizer)
-    added = {i: token for i, token in tokenizer.added_tokens_decoder.items()}
+    added = dict(tokenizer.added_tokens_decoder)
     for token, i in tokenizer.get_vocab().items():
         if i in added:
             lengths[i] = 0 if added[i].special else len(token.encode())

@@ -83,7 +83,8 @@ class NativeSubject:
     def __init__(self, model: GPT, tokenizer: Tokenizer, settings: TrainSettings, seed: int) -> None:
         self.tokenizer, self.settings, self.seed = tokenizer, settings, seed
         self._start(model)
-        if importlib.util.find_spec("transformers"):
+        # transformers has no bfloat16 tables, which imported nanochat checkpoints declare.
+        if importlib.util.find_spec("transformers") and model.config.rope_table_dtype == "float32":
             self.reference_logits = self._transformers_logits
 
     def _start(self, model: GPT) -> None:

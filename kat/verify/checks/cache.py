@@ -74,9 +74,9 @@ def cache_states_are_separate(lab: Lab) -> None:
                         parts[i].append(logits.clone())
                         starts[i] += chunk.size(1)
                 lab.forward(subject, rows[0][:, :5])
-        for logits, want in zip(parts, expected, strict=True):
+        for part, want in zip(parts, expected, strict=True):
             lab.close(
-                torch.cat(logits, dim=1),
+                torch.cat(part, dim=1),
                 want,
                 "logits of sequences that are decoded in turns differ from those of one pass",
                 case=f"{len(sizes)} states of {sizes} rows, {length} tokens each",

@@ -1,5 +1,7 @@
 """The forward pass: causality, padding, positions, batch rows, gradients, and agreement with a reference."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -122,10 +124,9 @@ def padding_has_no_effect(lab: Lab) -> None:
                     real = slice(width - len(rows[i]), None) if side == "left" else slice(0, len(rows[i]))
                     ids[b, real], mask[b, real] = rows[i], 1
                 given = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if takes_positions else {}
-                # Only where positions are relative may they be left out on the left.
-                ways = [given, {}] if given and (traits.positions != "absolute" or side == "right") else [given]
-                for kwargs in ways:
-                    logits = lab.forward(subject, ids, attention_mask=mask, **kwargs)
+                # On the right they may be left out too.
+                for kwargs in [given, {}] if given and side == "right" else [given]:
+                    logits = lab.forward(subject, ids, attention_mask=mask.clone(), **kwargs)
                     for b, i in enumerate(chosen):
                         lab.close(
                             logits[b][mask[b].bool()],
@@ -135,6 +136,29 @@ def padding_has_no_effect(lab: Lab) -> None:
                             f"padded with {'the pad id' if filled else 'random ids'}"
                             + (", position_ids given" if kwargs else ""),
                         )
+        if traits.pad_id is not None:
+            _pad_id_counts(lab, subject, traits.pad_id)
+
+
+def _pad_id_counts(lab: Lab, subject: Any, pad: int) -> None:
+    """Fail where later logits do not depend on the embedding of a pad id whose mask is 1."""
+    ids = lab.ids(1, min(6, lab.traits.max_len))
+    ids[0, 1] = pad
+    mask = torch.ones_like(ids)
+    tables = [w for w in parameters(subject).values() if w.ndim == 2 and w.size(0) == lab.traits.vocab]
+    before = lab.forward(subject, ids, attention_mask=mask.clone())[0, 3:]
+    for table in tables:
+        table[pad] += 0.5 * table[pad].roll(1) + 0.1
+    change = (lab.forward(subject, ids, attention_mask=mask.clone())[0, 3:] - before).abs()
+    change[:, pad] = 0.0  # of a head that shares the table
+    if tables and float(change.max()) <= NOTHING:
+        raise Failed(
+            "a pad id that the attention mask calls real is masked: later logits do not depend on its embedding",
+            measured=float(change.max()),
+            tolerance=NOTHING,
+            case=f"a row of {ids.size(1)} tokens with the pad id {pad} at 1, attention_mask all 1",
+            resembles="DM5",
+        )
 
 
 @check(
