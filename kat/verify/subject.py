@@ -27,7 +27,9 @@ class Traits:
     """The declared design of a subject: each selects which property is expected, none switches a check off.
 
     vocab: size of the logits' last dimension. max_len: longest row that forward takes.
-    pad_id, bos_id, eos_ids: special ids; eos_ids end a completion. special_ids: more ids that no user text gives.
+    pad_id, bos_id, eos_ids: special ids; bos_id begins every conversation and stands nowhere else (None where there is
+    no such token: one that opens each turn is in special_ids); eos_ids end a completion. special_ids: more ids that no
+    user text gives.
     attn_mask: forward and generate honour an attention mask; padding: the sides it may stand on.
     positions: "relative" where a shift of all positions changes nothing (rotary, ALiBi), else "absolute"; "none".
     window: how far back the layers see, where that is limited. tied_head: embedding and head are one tensor.
@@ -35,8 +37,11 @@ class Traits:
     loss_agg: "token-mean" (sum over the whole step's supervised tokens / their number), "sequence-mean", "token-sum".
     supervised: "assistant" (each assistant message and its end token) or "all".
     parses_specials: special tokens typed as text become special ids, on purpose.
+    normalisation: "NFC", "NFKC", "NFD" or "NFKD" where the tokenizer normalises a text before it encodes it.
     shuffle: batches come in an order that depends on the seed. replacement: examples are drawn with replacement.
     n_examples: size of the data set behind batches().
+    last_batch: the last, smaller batch of an epoch is "kept", "dropped", or "filled" with examples that come twice.
+    buffer: how many examples, over all ranks, may wait while later ones go first (a shuffle buffer, a best-fit packer).
     lr_peak, lr_final, warmup_steps, total_steps: of the schedule behind lr(step); None = not declared.
     max_grad_norm: what gradients are clipped to. decay_1d: weight decay is meant for 1-D parameters too.
     logprobs: "tempered" where a completion's log-probabilities are those at the sampling temperature, else "raw".
@@ -58,9 +63,12 @@ class Traits:
     loss_agg: str = "token-mean"
     supervised: str = "assistant"
     parses_specials: bool = False
+    normalisation: str | None = None
     shuffle: bool = True
     replacement: bool = False
     n_examples: int | None = None
+    last_batch: str = "kept"
+    buffer: int = 0
     lr_peak: float | None = None
     lr_final: float | None = None
     warmup_steps: int | None = None
@@ -75,10 +83,14 @@ class Traits:
             "loss_agg": ("token-mean", "sequence-mean", "token-sum"),
             "supervised": ("assistant", "all"),
             "logprobs": ("tempered", "raw"),
+            "normalisation": (None, "NFC", "NFKC", "NFD", "NFKD"),
+            "last_batch": ("kept", "dropped", "filled"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"trait {name} is {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
+                raise ValueError(
+                    f"trait {name} is {getattr(self, name)!r}; it is one of {', '.join(map(str, allowed))}"
+                )
         if not set(self.padding) <= {"left", "right"}:
             raise ValueError(f"trait padding is {self.padding!r}; it holds 'left', 'right' or both")
 

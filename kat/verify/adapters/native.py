@@ -191,8 +191,9 @@ class NativeSubject:
     # Data
 
     def collate(self, rows: Sequence[Row]) -> Batch:
-        """One example a row, cut to the context, padded on the right."""
+        """One example a row, cut to the context, padded on the right; one that the cut leaves no target is dropped."""
         longest = min(max(len(ids) for ids, _ in rows), self.model.config.sequence_len + 1)
+        rows = [(ids, mask) for ids, mask in rows if any(mask[1:longest]) or not any(mask)]
         parts = [
             _batch(Batches(_data([row], longest), **self._layout(longest - 1, 1), seed=0, shuffle=False, repeat=False))
             for row in rows
