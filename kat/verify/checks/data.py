@@ -338,7 +338,7 @@ def batches_resume_exactly(lab: Lab) -> None:
             if len(whole) < 2:
                 raise Vacuous("an epoch is a single batch: there is no place to stop")
             seen: Counter[Any] = Counter()
-            ends = []  # numbers of batches after which an epoch ends, on this rank
+            ends: list[int] = []  # numbers of batches after which an epoch ends, on this rank
             for k, batch in enumerate(whole):
                 seen.update(batch.names)
                 if sum(seen.values()) * world >= n * (len(ends) + 1):
@@ -664,7 +664,7 @@ def _draw(
     world: int = 1,
     state: str | None = None,
 ) -> Stream:
-    """Batches until so many examples, or batches, have come. States are kept as the JSON text that a file would hold."""
+    """Batches until so many examples, or batches, have come. States are kept as JSON text, as in a file."""
     seed = lab.seed if seed is None else seed
     kwargs = {} if state is None else {"state": json.loads(state)}
     batches: list[Seen] = []
@@ -769,7 +769,7 @@ def _own_shards(streams: Sequence[Stream], n: int) -> bool:
 
 
 def _p_of_tau(lab: Lab, first: dict[Any, int], second: dict[Any, int]) -> float:
-    """p of "unrelated" for the places of the examples that both hold; equal orders are related whatever their length."""
+    """p of "unrelated" for the places of the examples that both hold."""
     from scipy import stats
 
     names = [name for name in first if name in second]

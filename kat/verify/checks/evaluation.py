@@ -158,8 +158,8 @@ def extract_reads_only_what_is_said(lab: Lab) -> None:
                 _reads(lab, form.format(a, b), n, {b, None}, None, "ends with another letter and is read as")
             for form in DENIED:
                 _reads(lab, form.format(a), n, set(offered) - {a} | {None}, None, "denies a letter and is read as")
-            for form in forms:
-                lines = f"{form.format(a, text='stone')}\n\nNo, wait. {form.format(b, text='river')}"
+            for form in (form for form in forms if "nswer" in form):
+                lines = f"{form.format(a, text='stone')}\n\nNo, that is wrong.\n\n{form.format(b, text='river')}"
                 _reads(lab, lines, n, {b, None}, None, "ends with another letter and is read as")
 
 
@@ -177,7 +177,7 @@ def grade_follows_the_key(lab: Lab) -> None:
     if not read:
         form, item = STATEMENTS[0], items[0]
         raise Failed(
-            f"no usual statement of the right answer scores 1 on all items, not {_statement(form, item, item['answer'])!r}",
+            f"no usual statement of the right answer scores 1 on all items, such as {form.format('B', text='nest')!r}",
             measured=_number(grade(item, _statement(form, item, item["answer"]))),
             resembles="EV13",
         )
@@ -194,7 +194,7 @@ def grade_follows_the_key(lab: Lab) -> None:
                             resembles="EV13",
                         )
             letters = string.ascii_uppercase[: len(item["choices"])]
-            lists = [", ".join(letters), "\n".join(f"{a}. {c}" for a, c in zip(letters, item["choices"], strict=True))]
+            lists = [" ".join(letters), "\n".join(f"{a}. {c}" for a, c in zip(letters, item["choices"], strict=True))]
             lists += [" ".join(item["choices"]), "The answer is " + " or ".join(letters) + "."]
             for what, text in [
                 *(("nothing", text) for text in ("", " ", "\n")),
