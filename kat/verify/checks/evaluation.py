@@ -322,7 +322,7 @@ def _items() -> list[Item]:
         _item("Which shelter do owls use?", ["a stone", "a nest", "a Nest"], 1, "Owls sleep by day.", id="q1"),
         _item("Where is x?\nMind the ends.", ["[0, 1]", "(0, 1)", "[0, 1)", "(0, 1]"], 3, id="q2"),
         _item("How many legs has a spider?", ["8", "18", "80", "6"], 0, "It is no insect.\nCount them.", id="q3"),
-        _item("Which set is {a}?", ["{a}", "(a)", "[a]", "a b", "<a>"], 2, "Sets have braces: {1, 2}.", id="q4"),
+        _item("Which set is {u}?", ["{u}", "(u)", "[u]", "u u", "<u>"], 2, "Sets have braces: {1, 2}.", id="q4"),
         _item("Is 3 % of 50 = 1.5?", ["yes, it is", "no, it isn't"], 0, solution="50 * 0.03 = 1.5", id="q5"),
         _item(
             "Which gas do plants take in? Choose the best one.",

@@ -72,7 +72,7 @@ def decode_inverts_encode(lab: Lab) -> None:
     test("".join(PIECES) * 40)
 
 
-@check(family="tokenizer", level=0, needs={"encode", "token_bytes"}, kind="oracle")
+@check(family="tokenizer", level=0, needs={"encode", "decode", "token_bytes"}, kind="oracle")
 def token_bytes_sum_to_text_bytes(lab: Lab) -> None:
     """The byte counts of a text's tokens sum to its length in UTF-8, and special tokens count 0.
 
@@ -82,6 +82,11 @@ def token_bytes_sum_to_text_bytes(lab: Lab) -> None:
     wrong = [i for i in sorted(specials(lab)) if i < len(lengths) and lengths[i] != 0]
     if wrong:
         raise Failed(f"special id {wrong[0]} counts {lengths[wrong[0]]} bytes of text, not 0")
+    ordinary = [i for i in lab.ordinary_ids() if i < len(lengths)]
+    for i in lab.rng.sample(ordinary, min(len(ordinary), 500)):
+        text = lab.subject.decode([i])
+        if "\ufffd" not in text and [int(j) for j in lab.subject.encode(text)] == [i]:
+            lab.equal(lengths[i], len(text.encode()), f"bytes of token {i}", case=repr(text))
 
     def test(text: str) -> None:
         ids = [int(i) for i in lab.subject.encode(text)]
