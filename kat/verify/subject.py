@@ -128,6 +128,8 @@ class Subject(Protocol):
     """Every method that checks may call. An adapter has those it can offer, and no others."""
 
     traits: Traits
+    variants: Sequence[Mapping[str, Any]]
+    """Optional: overrides for `make` that take the model's configuration off its defaults; saving must keep them."""
 
     def encode_conversation(self, messages: Sequence[Message]) -> Row: ...
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]: ...

@@ -3,9 +3,11 @@
 Everything goes through the code that `kat train`, `kat eval` and `kat generate` run; nothing is computed here.
 """
 
+import atexit
 import functools
 import importlib.util
 import random
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,11 @@ def tiny_tokenizer() -> Tokenizer:
 class NativeSubject:
     """See kat.verify.subject.Subject; batches carry inputs, shifted targets and document numbers."""
 
+    variants: Sequence[dict[str, Any]] = (
+        {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_kv_head": 1, "sequence_len": 40},
+        {"rope_base": 500.0, "rope_table_dtype": "bfloat16", "softcap": 7.0, "norm_eps": 1e-3},
+    )
+
     def __init__(self, model: GPT, tokenizer: Tokenizer, settings: TrainSettings, seed: int) -> None:
         self.tokenizer, self.settings, self.seed = tokenizer, settings, seed
         self._start(model)
@@ -100,7 +107,7 @@ class NativeSubject:
             world=world(),
             device=torch.device("cpu"),
             dtype=torch.float32,
-            out=Path("native"),
+            out=_scratch() / "native",
         )
         model.eval()
 
@@ -255,11 +262,14 @@ class NativeSubject:
         save_state(path / "training", self.loop.state())
 
     def load(self, path: Path) -> None:
-        self._start(load_checkpoint(path / "model").model)
-        state = newest_state(path / "training")
-        if state is None:
+        """Go on with what was saved; like a resumed run, with the seed that it was made with."""
+        found = newest_state(path / "training")
+        if found is None:
             raise UsageError(f"{path}: no state to go on from")
-        self.loop.restore(load_state(state))
+        state = load_state(found)
+        self.seed = state.values["cursor"]["seed"]
+        self._start(load_checkpoint(path / "model").model)
+        self.loop.restore(state)
 
     # Evaluation
 
@@ -278,6 +288,14 @@ class NativeSubject:
         labels = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
         mean, error, _ = cr2(np.bincount(labels, values), np.bincount(labels).astype(float))
         return {"value": mean, "stderr": error}
+
+
+@functools.cache
+def _scratch() -> Path:
+    """A folder for what a trainer keeps when it stops; it goes with this process."""
+    folder = tempfile.TemporaryDirectory(prefix="kat-verify-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def world() -> World:
