@@ -30,8 +30,8 @@ class AdapterError(Exception):
 class Lab:
     """One check's bench. `subject` is fresh, `traits` are its declared design, `tol` is the check's tolerance."""
 
-    def __init__(self, check: Check, make: Make, seed: int = 0) -> None:
-        self.check, self._make, self.seed = check, make, seed
+    def __init__(self, check: Check, make: Make, seed: int = 0, spec: str | None = None) -> None:
+        self.check, self._make, self.seed, self.spec = check, make, seed, spec
         self.tol = check.tol if check.tol is not None else 0.0
         self.rng = random.Random(f"{check.id} {seed}")
         self.subject = self.fresh()
@@ -49,6 +49,11 @@ class Lab:
     def fresh(self, seed: int | None = None, **overrides: Any) -> Any:
         """A new subject; the same seed gives the same one."""
         return self._make(seed=self.seed if seed is None else seed, tiny=True, **overrides)
+
+    @property
+    def make(self) -> Make:
+        """The function behind `fresh`, for another process."""
+        return self._make
 
     def randomised(self, seed: int | None = None, **overrides: Any) -> Any:
         """A new subject whose every weight is drawn anew; equal calls give equal weights."""

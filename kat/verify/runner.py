@@ -165,7 +165,7 @@ def _run(source: Source, check: Check, offered: frozenset[str], seed: int, limit
     try:
         with _limited(limit):
             _reseed(seed)
-            check.function(Lab(check, source.make, seed))
+            check.function(Lab(check, source.make, seed, source.spec))
     except KeyboardInterrupt:
         raise
     except NotApplicable as reason:

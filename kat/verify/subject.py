@@ -44,6 +44,7 @@ class Traits:
     buffer: how many examples, over all ranks, may wait while later ones go first (a shuffle buffer, a best-fit packer).
     lr_peak, lr_final, warmup_steps, total_steps: of the schedule behind lr(step); None = not declared.
     max_grad_norm: what gradients are clipped to. decay_1d: weight decay is meant for 1-D parameters too.
+    data_parallel: where torch.distributed is initialised, the ranks' train_steps are one step on all their rows.
     logprobs: "tempered" where a completion's log-probabilities are those at the sampling temperature, else "raw".
     """
 
@@ -75,6 +76,7 @@ class Traits:
     total_steps: int | None = None
     max_grad_norm: float | None = None
     decay_1d: bool = False
+    data_parallel: bool = False
     logprobs: str = "tempered"
 
     def __post_init__(self) -> None:

@@ -129,6 +129,7 @@ class NativeSubject:
             warmup_steps=s.warmup_steps,
             total_steps=s.steps,
             max_grad_norm=s.clip,
+            data_parallel=True,
         )
 
     # Text

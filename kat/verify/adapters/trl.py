@@ -6,6 +6,7 @@ runs (`Trainer._run_epoch`) over the given micro-batches: gradients, clipping, o
 
 import contextlib
 import copy
+import importlib
 import importlib.util
 import logging
 import os
@@ -43,12 +44,11 @@ class SFTSubject:
     """See kat.verify.subject.Subject; batches carry trl's input_ids and labels, and the contract's names for them."""
 
     def __init__(self, seed: int, model: str, overrides: Mapping[str, Any]) -> None:
-        from trl import SFTConfig, SFTTrainer
-
+        trl = importlib.import_module("trl")
         self._folder = tempfile.TemporaryDirectory(prefix="kat-verify-trl-", ignore_cleanup_errors=True)
         self._prepared: dict[str, list[dict[str, list[int]]]] = {}
         with _quiet():
-            args = SFTConfig(
+            args = trl.SFTConfig(
                 **{
                     "output_dir": self._folder.name,
                     "seed": seed,
@@ -63,7 +63,7 @@ class SFTSubject:
                     **overrides,
                 }
             )
-            self.trainer = SFTTrainer(
+            self.trainer: Any = trl.SFTTrainer(
                 _model(model, seed),
                 args=args,
                 train_dataset=_dataset([([BOS, 5, 6, EOS], [0, 0, 1, 1])] * 8),
@@ -286,6 +286,7 @@ def _quiet() -> Iterator[None]:
             warnings.catch_warnings(),
             open(os.devnull, "w", encoding="utf-8") as nowhere,
             contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
         ):
             warnings.simplefilter("ignore")
             yield
