@@ -56,7 +56,7 @@ def on_two_ranks(lab: Lab, work: Work, payload: Any) -> list[Any]:
             raise AdapterError(f"rank {rank} of 2: {result['error']}")
     if any(result is None or "error" in result for result in results):
         raise AdapterError(f"two ranks gave no result within {LIMIT:g} s, or died")
-    return [result["value"] for result in results]
+    return [result["value"] for result in results if result is not None]
 
 
 def _wait(ranks: list[Any]) -> None:

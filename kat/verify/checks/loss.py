@@ -391,7 +391,7 @@ def _token_mean(lab: Lab, subject: Any, rows: Sequence[Row]) -> float:
     for ids, mask in rows:
         logprobs = torch.log_softmax(lab.forward(subject, torch.tensor([ids]))[0].double(), dim=-1)
         targets = [t for t in range(1, len(ids)) if mask[t]]
-        total -= sum(float(logprobs[t - 1, ids[t]]) for t in targets)
+        total -= sum(float(logprobs[t - 1, ids[t]].detach()) for t in targets)
         count += len(targets)
     return total / count
 

@@ -231,9 +231,9 @@ def configuration_survives_save(lab: Lab) -> None:
                 case = f"saved with {variant}, loaded into a subject made with {name}"
                 try:
                     other = _loaded(lab, path, **overrides)
-                except Exception:
+                except Exception as error:  # noqa: BLE001 (refusing what was made otherwise is right)
                     if overrides:
-                        raise
+                        raise Failed(f"load refuses what save wrote: {error}", case=case, resembles="CR1") from None
                     continue
                 with torch.no_grad():
                     lab.close(
