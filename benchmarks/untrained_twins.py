@@ -31,7 +31,7 @@ from kat.stats.paired import mcnemar_exact
 from kat.tokenizer.bpe import Tokenizer, train_tokenizer
 
 MODELS, ITEMS, SKILL = 12, 200, 0.05
-WORDS = ["river", "stone", "owl", "glass", "seven", "mill", "green", "garden", "winter", "bridge", "copper", "lantern", "meadow", "thunder", "violet", "harbour"]
+WORDS = ("river", "stone", "owl", "glass", "seven", "mill", "green", "garden", "winter", "bridge", "copper", "lantern")
 
 
 def items(seed: int = 0) -> list[ChoiceItem]:

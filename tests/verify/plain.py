@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kat.verify.subject import Traits
-
 V, D, LONGEST, PAD = 41, 16, 40, 3
 
 

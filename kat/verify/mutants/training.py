@@ -622,9 +622,7 @@ def constant_forgotten(name: str, value: float) -> Callable[[Make], Make]:
     return both(
         patched(
             "kat.model.checkpoint.build_model",
-            around(
-                lambda good: lambda config, *rest: good(dataclasses.replace(config, **{name: value}), *rest)
-            ),
+            around(lambda good: lambda config, *rest: good(dataclasses.replace(config, **{name: value}), *rest)),
         ),
         patched("kat.model.checkpoint._check_probe", lambda folder, model: None),
     )
