@@ -62,23 +62,46 @@ I_CHOOSE = (
     r"\s(?:choose|chose|pick|picked|select|selected|go with|going with|opt for)\b|\bi(?:'d|\swould)\ssay\b"
 )
 
-# name, strength, anchor, strict. An anchor is searched in the lower-cased text; a letter or an option's text must
-# follow it. A stronger statement beats a weaker earlier one. After a strict anchor the letter must end its clause.
+# name, strength, anchor, strict, cues. An anchor is searched in the lower-cased text; a letter or an option's text must
+# follow it. A stronger statement beats a weaker earlier one. After a strict anchor the letter must end its clause. One
+# of the cues stands in whatever the anchor matches: a text without them need not be searched.
+CONCLUSIONS = ("so", "therefore", "thus", "hence", "consequently", "conclu", "summary", "overall", "finally")
+CHOICE_WORDS = ("option", "choice", "one", "response", "pick", "guess")
+CORRECTIONS = ("no", "wait", "sorry", "correction", "actually", "i mean")
+CHOICES_MADE = ("choose", "chose", "pick", "select", "go with", "going with", "opt for", "say")
 RULES = (
-    ("boxed", 3, r"\\(?:boxed|fbox)\b", False),
-    ("answer tag", 3, r"<answer>", False),
-    ("final answer", 3, rf"\bfinal\W{{1,3}}(?:answer|choice|selection|decision|response)\b{IS}", False),
-    ("four hashes", 3, r"(?<![^\n])####", False),
-    ("concluded answer", 2, rf"{CONCLUDED}{W}(?:the|my|our)?{W}(?:correct|right|best)?{W}{NOUN}{IS}", False),
-    ("concluded letter", 2, rf"{CONCLUDED}{W}(?:it{W}(?:is|'s|must be))?", True),
-    ("answer is", 1, rf"\banswers?\b{IS}", False),
-    ("choice is", 1, rf"\b(?:correct|right|best|my|the)\s(?:option|choice|one|response|pick|guess)\b{IS}", False),
-    ("correct:", 1, r"\bcorrect:", True),
-    ("chosen", 1, I_CHOOSE, False),
-    ("not but", 1, rf"\bnot\b{W}{NOUN}?{W}{OPEN}\b[a-z]\b{CLOSE},?{W}(?:but|it's|it is|rather|instead)\b", False),
-    ("correction", 1, r"\b(?:no|wait|sorry|correction|actually|i mean)\b[,:;.!]", True),
+    ("boxed", 3, r"\\(?:boxed|fbox)\b", False, ("boxed", "fbox")),
+    ("answer tag", 3, r"<answer>", False, ("<answer>",)),
+    ("final answer", 3, rf"\bfinal\W{{1,3}}(?:answer|choice|selection|decision|response)\b{IS}", False, ("final",)),
+    ("four hashes", 3, r"(?<![^\n])####", False, ("####",)),
+    (
+        "concluded answer",
+        2,
+        rf"{CONCLUDED}{W}(?:the|my|our)?{W}(?:correct|right|best)?{W}{NOUN}{IS}",
+        False,
+        CONCLUSIONS,
+    ),
+    ("concluded letter", 2, rf"{CONCLUDED}{W}(?:it{W}(?:is|'s|must be))?", True, CONCLUSIONS),
+    ("answer is", 1, rf"\banswers?\b{IS}", False, ("answer",)),
+    (
+        "choice is",
+        1,
+        rf"\b(?:correct|right|best|my|the)\s(?:option|choice|one|response|pick|guess)\b{IS}",
+        False,
+        CHOICE_WORDS,
+    ),
+    ("correct:", 1, r"\bcorrect:", True, ("correct:",)),
+    ("chosen", 1, I_CHOOSE, False, CHOICES_MADE),
+    (
+        "not but",
+        1,
+        rf"\bnot\b{W}{NOUN}?{W}{OPEN}\b[a-z]\b{CLOSE},?{W}(?:but|it's|it is|rather|instead)\b",
+        False,
+        ("not",),
+    ),
+    ("correction", 1, r"\b(?:no|wait|sorry|correction|actually|i mean)\b[,:;.!]", True, CORRECTIONS),
 )
-ANCHORS = tuple((name, strength, re.compile(anchor), strict) for name, strength, anchor, strict in RULES)
+ANCHORS = tuple((name, strength, re.compile(anchor), strict, cues) for name, strength, anchor, strict, cues in RULES)
 
 # "B is correct", "Option B: correct", "bird is the right answer": the letter or text comes first.
 IS_CORRECT = re.compile(
@@ -180,6 +203,7 @@ class _Reader:
         self.flat = self.lower.translate(SPACES)
         self.offered = LETTERS[: len(choices)]
         self.options = _options(tuple(choices))
+        self.anchors = [rule[:4] for rule in ANCHORS if any(cue in self.lower for cue in rule[4])]
 
     def statements(self, start: int, end: int) -> list[Statement]:
         """Every explicit claim between start and end, in order; of claims that end together the strongest."""
@@ -190,7 +214,7 @@ class _Reader:
         return [found[key] for key in sorted(found)]
 
     def _anchored(self, start: int, end: int) -> Iterator[Statement]:
-        for name, strength, anchor, strict in ANCHORS:
+        for name, strength, anchor, strict in self.anchors:
             for match in anchor.finditer(self.lower, start, end):
                 read = self._read(match.end(), end, strict)
                 if read is not None and not self._unsaid(match.start()):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kat.data import letters
 from kat.data.choices import AnswerStyle, ChoiceItem, answer_text
 from kat.data.letter_strategies import STRATEGIES
 from kat.data.letters import LETTERS, RULES, extract
@@ -227,3 +228,16 @@ def test_the_target_format_is_read_back_on_real_options(real_data, name):
         for letter, choice in zip(LETTERS, row["choices"], strict=False):
             assert extract(f"The correct answer is {letter}. {choice}", row["choices"]).letter == letter
             assert extract(f"{letter}. {choice}", row["choices"]).letter == letter
+
+
+@pytest.mark.parametrize("rule", letters.ANCHORS, ids=[rule[0] for rule in letters.ANCHORS])
+def test_whatever_an_anchor_matches_holds_one_of_its_cues(rule):
+    _, _, anchor, _, cues = rule
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.from_regex(anchor))
+    def holds(text):
+        match = anchor.search(text)
+        assert match is None or any(cue in match[0] for cue in cues)
+
+    holds()
