@@ -309,7 +309,7 @@ def forward_has_no_memory(lab: Lab) -> None:
         between = {"a longer batch": lambda: lab.forward(subject, longer)}
         if lab.traits.attn_mask and accepts(subject.forward, "attention_mask"):
             mask = torch.ones_like(longer)
-            mask[0, -2:] = 0
+            mask[0, slice(-2, None) if "right" in lab.traits.padding else slice(2)] = 0
             before = mask.clone()
             between["a padded batch"] = lambda: lab.forward(subject, longer, attention_mask=mask)
         if lab.has("forward_cached"):
