@@ -111,6 +111,16 @@ def _joined_with_space(inner: Any, messages: Sequence[Message]) -> Row:
     return ids, [0] * n + [1] * (len(ids) - n)
 
 
+def _with_two_bos(inner: Any, messages: Sequence[Message]) -> Row:
+    ids, mask = inner.encode_conversation(messages)
+    return [inner.traits.bos_id, *ids], [0, *mask]
+
+
+def _with_header_behind(inner: Any, messages: Sequence[Message]) -> Row:
+    ids, mask = inner.encode_conversation(messages)
+    return [*ids, inner.encode_prompt(messages[:-1])[-1]], [*mask, 1]
+
+
 TOKENIZER = (
     Mutant("text_is_lower_cased", ("TK10",), wrapped(encode=lambda inner, text: inner.encode(text.lower()))),
     Mutant("messages_are_lower_cased", ("TK10",), wrapped(**_contents(str.lower))),
@@ -128,9 +138,7 @@ TOKENIZER = (
         "conversation_has_two_bos",
         ("TK3", "TK4"),
         wrapped(
-            encode_conversation=lambda inner, messages: (lambda row: ([inner.traits.bos_id, *row[0]], [0, *row[1]]))(
-                inner.encode_conversation(messages)
-            ),
+            encode_conversation=_with_two_bos,
             encode_prompt=lambda inner, messages: [inner.traits.bos_id, *inner.encode_prompt(messages)],
         ),
     ),
@@ -153,11 +161,7 @@ TOKENIZER = (
     Mutant(
         "generation_prompt_after_training_conversation",
         ("DM19",),
-        wrapped(
-            encode_conversation=lambda inner, messages: (lambda ids, mask, start: ([*ids, start], [*mask, 1]))(
-                *inner.encode_conversation(messages), inner.encode_prompt(messages[:-1])[-1]
-            )
-        ),
+        wrapped(encode_conversation=_with_header_behind),
     ),
     Mutant(
         "prompt_has_no_assistant_header",
