@@ -96,8 +96,9 @@ def lint(paths: Iterable[Path | str]) -> list[LintFinding]:
             read[file] = _File.read(file)
         except (SyntaxError, ValueError) as error:  # ValueError: null bytes, or no UTF-8
             findings.append(LintFinding(file, getattr(error, "lineno", 0) or 0, "not-read", file.name, str(error)))
+    known: dict[Path, _File | None] = {file.resolve(): parsed for file, parsed in read.items()}
     for file, parsed in read.items():
-        findings += _Linter(file, parsed, _around(file, read)).findings()
+        findings += _Linter(file, parsed, _around(file, known)).findings()
     return sorted(findings)
 
 
@@ -144,23 +145,23 @@ class _File:
         return found
 
 
-def _around(file: Path, known: dict[Path, "_File"]) -> dict[Path, _File]:
+def _around(file: Path, known: dict[Path, _File | None]) -> dict[Path, _File]:
     """Files whose helpers and fixtures a test file may use: all that are no tests in its folder, and in the folders
     above it up to the root of the project."""
     found: dict[Path, _File] = {}
     for folder in _folders(file):
         for other in sorted(folder.glob("*.py")):
             inside_tests = folder == file.parent or other.name == "conftest.py" or _is_tests(folder)
-            if other == file or not inside_tests or other.stat().st_size > 1_000_000:
+            if other == file.resolve() or not inside_tests or other.stat().st_size > 1_000_000:
                 continue
             if other not in known:
                 try:
-                    known_file = _File.read(other)
+                    known[other] = _File.read(other)
                 except (SyntaxError, ValueError):
-                    continue
-            else:
-                known_file = known[other]
-            found[other] = known_file
+                    known[other] = None
+            parsed = known[other]
+            if parsed is not None:
+                found[other] = parsed
     return found
 
 
@@ -237,8 +238,9 @@ class _Linter:
         if _skipped(test) or not _reachable(test.body):
             return
         self._swallowed(name, test)
-        claims = [claim for claim in _claims(test.body, called=_loaded(test)) if not _constant(claim)]
-        constants = [claim for claim in _claims(test.body, called=_loaded(test)) if _constant(claim)]
+        said = _claims(test.body, called=_loaded(test))
+        claims = [claim for claim in said if not _constant(claim)]
+        constants = [claim for claim in said if _constant(claim)]
         others = self._other_failures(test)
         for claim in constants:
             if (not claims and not others) or _is_slip(claim):
