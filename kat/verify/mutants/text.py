@@ -22,7 +22,6 @@ NO_COUNTERPART: dict[str, str] = {
     "DM16": "a batch without targets belongs to the loss family",
     "TK8": "rollouts come with the RL capabilities",
     "TK9": "rollouts come with the RL capabilities",
-    "SG8": "the contract has no second split whose examples could be the first one's",
     "RL13": "rows of the contract have no further columns that a collator could drop",
     "EV7": "choices are generated and read, not scored by likelihood, in this contract",
     "EV11": "no Brier score",
