@@ -9,12 +9,21 @@ from typing import Any
 
 import torch
 from lift import lift, passage, use
-from toy import Bytes, WithToy, padded
 from torch import Tensor, nn
+from toy import Bytes, WithToy, padded
 
 from kat.verify.subject import Completion, Traits
 
-STUBS = ("lightning", "torchmetrics", "lightning_utilities", "jsonargparse", "tqdm", "bitsandbytes", "litdata", "psutil")
+STUBS = (
+    "lightning",
+    "torchmetrics",
+    "lightning_utilities",
+    "jsonargparse",
+    "tqdm",
+    "bitsandbytes",
+    "litdata",
+    "psutil",
+)
 TINY = {"n_layer": 2, "n_head": 4, "n_query_groups": 2, "n_embd": 32, "block_size": 64, "padded_vocab_size": 48}
 
 
@@ -297,7 +306,14 @@ class Initialised:
         self.namespace[name] = lift(script, name, **given)
         self.lines = passage(script, main, f"{name}(")
         style = {"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "intermediate_size": 48}
-        config = {**TINY, "vocab_size": 48, "rotary_percentage": 1.0, "parallel_residual": False, "bias": False, **style}
+        config = {
+            **TINY,
+            "vocab_size": 48,
+            "rotary_percentage": 1.0,
+            "parallel_residual": False,
+            "bias": False,
+            **style,
+        }
         self.config = self.module.Config(name="tiny", **config)
         self.model = self.module.GPT(self.config)
         self.init_weights(seed)
@@ -357,5 +373,3 @@ class ChatLoop:
 
 def chat(seed: int = 0, tiny: bool = True, *, checkout: str) -> ChatLoop:
     return ChatLoop(checkout)
-
-

@@ -7,7 +7,6 @@ import logging
 import os
 import random
 import tempfile
-from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,8 +63,12 @@ class Model:
             special_ids=tuple(special.values()),
             attn_mask=False,
             padding=("right",),
-            window=sequence_len // 2 if "window_pattern" in known else None,
+            window=self._window(),
         )
+
+    def _window(self) -> int | None:
+        lengths = [left for left, _ in getattr(self.model, "window_sizes", ())]
+        return min((n for n in lengths if 0 <= n < self.config.sequence_len), default=None)
 
     def named_parameters(self) -> Any:
         return self.model.named_parameters()
@@ -165,33 +168,57 @@ class Reloaded(Model):
 
 
 def reloaded(seed: int = 0, tiny: bool = True, *, checkout: str, **config: Any) -> Reloaded:
-    return Reloaded(checkout, seed, **config)
+    """Of a context of 12 tokens, so that one layer's window of 6 shows in short texts."""
+    return Reloaded(checkout, seed, **{"sequence_len": 12, **config})
 
 
 class Batches:
-    """Rows of batches by a script's own generator; `rows` go in as if the tokenizer had just rendered them."""
+    """Packed rows of a script's own generator.
+
+    The generator never looks at ids, so rows go in as numbers of their tokens, as if the tokenizer had just rendered
+    them, and are read off what comes out. Behind the rows the data set holds conversations that fit in no row.
+    """
 
     ROW_LEN = 32
     PAD = 0
 
-    def __init__(self, checkout: str, script: str, generator: str, supervised: str) -> None:
+    def __init__(self, checkout: str, script: str, generator: str) -> None:
         self.file, self.generator = Path(checkout, script), generator
         self.traits = Traits(
-            name=f"nanochat {script}",
-            vocab=64,
-            max_len=self.ROW_LEN,
-            bos_id=self.PAD,
-            supervised=supervised,
-            pack_isolated=False,
+            name=f"nanochat {script}", vocab=64, max_len=self.ROW_LEN, special_ids=(self.PAD,), pack_isolated=False
         )
 
-    def _generate(self, rows: Any, batch_rows: int, buffer_size: int) -> Any:
+    def pack(self, rows: Any) -> dict[str, Tensor]:
+        places = [(d, t, rows[d][0][t], rows[d][1][t]) for d in range(len(rows)) for t in range(len(rows[d][0]))]
+        numbers = iter(range(1, len(places) + 1))  # 0 is what the generator pads with
+        numbered = [([next(numbers) for _ in ids], list(mask)) for ids, mask in rows]
+        stranger = [len(places) + 1] * (2 * self.ROW_LEN)
+        rendered = [*numbered, *[(stranger, [0] * len(stranger))] * (4 * len(rows))]
+        places = [(-1, 0, self.PAD, 0), *places, (len(rows), 0, self.PAD, 0)]
+        parts = []
+        for inputs, targets, used in self._generate(rendered, len(rows)):
+            parts.append((inputs.long(), targets))
+            if used >= len(rows):
+                break
+        codes, targets = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+        wanted = torch.tensor([mask for _, _, _, mask in places])
+        ids = torch.tensor([i for _, _, i, _ in places])
+        chosen = (targets > 0) & (wanted[targets.clamp(min=0)] == 1) if self.all_targets else targets >= 0
+        return {
+            "ids": ids[codes],
+            "targets": torch.where(chosen, ids[targets.clamp(min=0)], -1),
+            "doc_ids": torch.tensor([d for d, _, _, _ in places])[codes],
+        }
+
+    all_targets = False
+
+    def _generate(self, rendered: Any, buffer_size: int) -> Any:
+        """(inputs, targets, how many conversations are used up) of each batch of one row."""
         namespace = {
             "torch": torch,
-            "deque": deque,
-            "args": SimpleNamespace(max_seq_len=self.ROW_LEN, device_batch_size=batch_rows, num_iterations=-1),
-            "tokenizer": SimpleNamespace(render_conversation=lambda row: row, get_bos_token_id=lambda: self.PAD),
-            "train_dataset": list(rows),
+            "args": SimpleNamespace(max_seq_len=self.ROW_LEN, device_batch_size=1, num_iterations=-1),
+            "tokenizer": SimpleNamespace(render_conversation=lambda row: row, get_bos_token_id=lambda: 0),
+            "train_dataset": rendered,
             "ddp_rank": 0,
             "ddp_world_size": 1,
             "device": torch.device("cpu"),
@@ -201,42 +228,23 @@ class Batches:
             "current_epoch": 1,
         }
         made = lift(self.file, self.generator, **namespace)("train", buffer_size=buffer_size)
-        return made, made.gi_frame.f_globals
-
-    def collate(self, rows: Any) -> dict[str, Tensor]:
-        """One row each, as a buffer of one conversation gives: the next one does not fit beside it."""
-        filler = ([1] * (self.ROW_LEN + 1), [0] * (self.ROW_LEN + 1))
-        parts = []
-        for ids, mask in rows:
-            row = ids[: self.ROW_LEN + 1], mask[: self.ROW_LEN + 1]
-            made, _ = self._generate([row, filler], 1, 1)
-            parts.append(next(made))
-        return {"ids": torch.cat([p[0] for p in parts]).long(), "targets": torch.cat([p[1] for p in parts])}
-
-    def pack(self, rows: Any) -> dict[str, Tensor]:
-        """All rows, in as many packed rows as the generator makes of one epoch."""
-        made, script = self._generate(rows, 1, len(rows))
-        parts = []
-        while not script["last_step"]:
-            parts.append(next(made))
-        ids = torch.cat([p[0] for p in parts]).long()
-        targets = torch.cat([p[1] for p in parts])
-        return {"ids": ids, "targets": targets, "doc_ids": _documents(ids, targets, self.PAD)}
+        script = made.gi_frame.f_globals
+        for inputs, targets in made:
+            yield inputs, targets, round(script["approx_progress"] * len(rendered))
 
 
-def _documents(ids: Tensor, targets: Tensor, bos: int) -> Tensor:
-    """A number for each stretch that a bos starts; -1 where a run of them is padding."""
-    documents = torch.cumsum((ids == bos).long(), dim=1) - 1
-    padding = (ids == bos) & (targets < 0)
-    return documents.masked_fill(padding, -1)
+class MidBatches(Batches):
+    """Mid-training supervises every token; a row's own mask chooses among these."""
+
+    all_targets = True
 
 
 def sft_batches(seed: int = 0, tiny: bool = True, *, checkout: str) -> Batches:
-    return Batches(checkout, "scripts/chat_sft.py", "sft_data_generator_bos_bestfit", "assistant")
+    return Batches(checkout, "scripts/chat_sft.py", "sft_data_generator_bos_bestfit")
 
 
-def mid_batches(seed: int = 0, tiny: bool = True, *, checkout: str) -> Batches:
-    return Batches(checkout, "scripts/mid_train.py", "mid_data_generator_bos_bestfit", "all")
+def mid_batches(seed: int = 0, tiny: bool = True, *, checkout: str) -> MidBatches:
+    return MidBatches(checkout, "scripts/mid_train.py", "mid_data_generator_bos_bestfit")
 
 
 class MidSchedule:
@@ -247,7 +255,9 @@ class MidSchedule:
     def __init__(self, checkout: str) -> None:
         script = Path(checkout, "scripts/mid_train.py")
         self.multiplier = lift(script, "get_lr_multiplier", final_lr_frac=0.0)
-        self.traits = Traits(name="nanochat mid_train", lr_peak=1.0, lr_final=0.0, warmup_steps=0, total_steps=self.STEPS)
+        self.traits = Traits(
+            name="nanochat mid_train", lr_peak=1.0, lr_final=0.0, warmup_steps=0, total_steps=self.STEPS
+        )
 
     def lr(self, step: int) -> float:
         return float(self.multiplier(step / self.STEPS))

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lift import passage
-from toy import WithToy, padded
 from torch import Tensor
+from toy import WithToy, padded
 
 from kat.verify.subject import Traits
 

@@ -122,6 +122,7 @@ def qwen2(seed: int = 0, tiny: bool = True, *, checkout: str) -> Chat:
         pad_id=tokenizer.pad_id,
         eos_ids=(tokenizer.eos_id,),
         special_ids=tuple(tokenizer.special_tokens.values()),
+        parses_specials=True,
     )
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lift import lift, passage
-from toy import Bytes, WithToy, padded
 from torch import Tensor, nn
+from toy import Bytes, WithToy, padded
 
 from kat.verify.subject import Traits
 
@@ -46,13 +46,9 @@ class Collator:
             collator = lift(trainer, name, pad=pad, **given)
         except LookupError:  # trl has none of its own and takes that of transformers
             collator = transformers.DataCollatorForLanguageModeling
-        made = passage(trainer, "SFTTrainer.__init__", "pad_token", f"data_collator = {name}(")(
-            {
-                name: collator,
-                "processing_class": tokenizer,
-                "args": SimpleNamespace(pad_token=None),
-            }
-        ) if name in trainer.read_text() else {}
+        lines = passage(trainer, "SFTTrainer.__init__", "pad_token", f"data_collator = {name}(")
+        arguments = {"processing_class": tokenizer, "args": SimpleNamespace(pad_token=None)}
+        made = lines({name: collator, **arguments})
         self.collator = made["data_collator"]
         self.traits = Traits(
             name="trl SFT collator", vocab=48, max_len=64, pad_id=self.END, eos_ids=(self.END,), padding=("right",)
@@ -159,9 +155,7 @@ class PreferenceRows:
         else:
             function = lift(file, *names)
             chat = {"is_chat": True} if "is_chat" in inspect.signature(function).parameters else {}
-            self.tokenize = lambda row: self._halves(
-                function(row, self.tokenizer, add_special_tokens=False, **chat)
-            )
+            self.tokenize = lambda row: self._halves(function(row, self.tokenizer, add_special_tokens=False, **chat))
         special = tuple(_Characters.SPECIAL.values())
         self.traits = Traits(
             name=f"trl {trainer}",
@@ -191,10 +185,7 @@ class PreferenceRows:
 
     def decode(self, ids: Any) -> str:
         names = {i: name for name, i in _Characters.SPECIAL.items()}
-        return "".join(names.get(i) or self.tokenizer.decode([i]) for i in ids) if len(ids) == 1 else self._text(ids)
-
-    def _text(self, ids: Any) -> str:
-        return self.tokenizer.decode(ids)
+        return names[ids[0]] if len(ids) == 1 and ids[0] in names else self.tokenizer.decode(ids)
 
 
 def orpo_rows(seed: int = 0, tiny: bool = True, *, checkout: str) -> PreferenceRows:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from lift import lift
-from toy import WithToy, padded
 from torch import Tensor, nn
+from toy import WithToy, padded
 
 from kat.verify.subject import Traits
 
@@ -44,9 +44,7 @@ class SftLoss(WithToy):
             device_name="cpu",
             fsdp_model=self._model,
             model=SimpleNamespace(config=SimpleNamespace(vocab_size=self.VOCAB)),
-            config=SimpleNamespace(
-                ulysses_sequence_parallel_size=1, data=SimpleNamespace(balance_dp_token=False)
-            ),
+            config=SimpleNamespace(ulysses_sequence_parallel_size=1, data=SimpleNamespace(balance_dp_token=False)),
         )
         self.traits = Traits(name="verl SFT", vocab=self.VOCAB, max_len=self.MAX_LEN, pad_id=0, positions="absolute")
 

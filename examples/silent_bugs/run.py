@@ -72,7 +72,12 @@ def examine(entry: dict[str, Any], clones: Path, scratch: Path, every: bool) -> 
     for side in ("before", "fix"):
         commit = entry[side]
         try:
-            checkout = unpack(repository, commit, scratch / entry["repository"].replace("/", "+") / commit)
+            home = (
+                scratch
+                / entry["repository"].replace("/", "+")
+                / "+".join([commit, *entry.get("paths", ())]).replace("/", "-")
+            )
+            checkout = unpack(repository, commit, entry.get("paths", ()), home)
         except subprocess.CalledProcessError:
             return {**result, "verdict": f"cannot run: {repository} has no commit {commit}"}
         report = run_worker(entry, checkout, every)
@@ -95,11 +100,13 @@ def find_clone(clones: Path, repository: str) -> Path | None:
     return None
 
 
-def unpack(repository: Path, commit: str, folder: Path) -> Path:
-    """The files of a commit; nothing in the clone changes."""
+def unpack(repository: Path, commit: str, paths: Sequence[str], folder: Path) -> Path:
+    """The files of a commit, or those below some paths; nothing in the clone changes."""
     if not folder.is_dir():
         archive = subprocess.run(
-            ["git", "-C", str(repository), "archive", "--format=tar", commit], check=True, capture_output=True
+            ["git", "-C", str(repository), "archive", "--format=tar", commit, "--", *paths],
+            check=True,
+            capture_output=True,
         ).stdout
         part = folder.with_name(f"{folder.name}.part")
         part.mkdir(parents=True)
@@ -126,6 +133,7 @@ def run_worker(entry: dict[str, Any], checkout: Path, every: bool) -> dict[str, 
 def worker(job: dict[str, Any]) -> int:
     """In a process of its own: checks on one checkout; one line of JSON on stdout."""
     from kat.verify.checks import all_checks
+    from kat.verify.expected import Expected
     from kat.verify.runner import run_checks
     from kat.verify.subject import Source, open_subject
 
@@ -140,7 +148,8 @@ def worker(job: dict[str, Any]) -> int:
         return 4
     else:
         chosen = [known[name] for name in job["checks"]]
-    report = run_checks(Source(job["adapter"], opened.name, make), chosen, level=3)
+    limit = Expected(time_limit=300)  # a first import of transformers takes a while
+    report = run_checks(Source(job["adapter"], opened.name, make), chosen, level=3, expected=limit)
     keep = ("check", "outcome", "message", "measured", "tolerance", "case", "seconds", "trace")
     findings = [{name: getattr(f, name) for name in keep} for f in report.findings]
     if findings and findings[0]["check"] == "make":
@@ -171,7 +180,9 @@ def _line(result: dict[str, Any]) -> str:
         for f in result["fix"]
         if f["outcome"] in ("FAIL", "ERROR", "VACUOUS") and f["check"] not in result["checks"]
     ]
-    return "\n".join([f"{line}  [{named}]  {result['seconds']:.1f} s", *(f"         at the fix also: {a}" for a in also)])
+    return "\n".join(
+        [f"{line}  [{named}]  {result['seconds']:.1f} s", *(f"         at the fix also: {a}" for a in also)]
+    )
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
