@@ -127,70 +127,82 @@ def qwen2(seed: int = 0, tiny: bool = True, *, checkout: str) -> Chat:
 
 
 class Packed(WithToy):
-    """SFT rows through torchtune's labels, PackedDataset and the recipe's _loss_step, with a toy model."""
+    """Texts through TextCompletionDataset, PackedDataset and the recipe's _loss_step, with a toy model.
+
+    Every token of a text is a target; a row's own mask chooses among those behind its first token.
+    """
 
     ROW_LEN = 64
 
     def __init__(self, checkout: str, seed: int) -> None:
         super().__init__(seed)
         self.packed = use(checkout, "torchtune.datasets._packed", stubs=STUBS, bare=PACKAGES)
-        sft = Path(checkout, "torchtune/datasets/_sft.py")
-        import numpy as np
-
-        self.labels = lift(sft, "SFTTransform.__call__", np=np, CROSS_ENTROPY_IGNORE_IDX=-100)
+        texts = Path(checkout, "torchtune/datasets/_text_completion.py")
+        self.prepare = lift(texts, "TextCompletionDataset._prepare_sample", CROSS_ENTROPY_IGNORE_IDX=-100)
         self.step = lift(Path(checkout, "recipes/full_finetune_single_device.py"), "_loss_step", torch=torch)
-        self.recipe = SimpleNamespace(
-            _model=self._logits,
-            _loss_fn=nn.CrossEntropyLoss(ignore_index=-100),
-            activations_handling_ctx=contextlib.nullcontext(),
-            ignore_labels_cache=torch.full((64, 1), -100),
-        )
         self.traits = Traits(
             name="torchtune packed", vocab=self.VOCAB, max_len=self.ROW_LEN, pad_id=0, positions="absolute"
         )
 
-    def _logits(self, tokens: Tensor, mask: Tensor | None = None, input_pos: Tensor | None = None) -> Tensor:
+    def _logits(self, tokens: Tensor, mask: Tensor, input_pos: Tensor) -> Tensor:
         return self.model(tokens, None, input_pos, mask)
 
-    def _sample(self, row: Any) -> dict[str, Any]:
-        """A row with labels as SFTTransform makes them."""
-        ids, mask = row
-        transform = SimpleNamespace(
-            _message_transform=None, _model_transform=lambda sample: {**sample, "mask": [not m for m in mask]}
+    def _run(self, batch: Any, loss: Any) -> Any:
+        """The recipe's step with a loss function of (logits, labels), both flat."""
+        recipe = SimpleNamespace(
+            _model=self._logits,
+            _loss_fn=loss,
+            activations_handling_ctx=contextlib.nullcontext(),
+            ignore_labels_cache=torch.full((len(batch["ids"]), 1), -100),
         )
-        made = self.labels(transform, {"tokens": list(ids), "messages": []})
-        return {"tokens": list(made["tokens"]), "labels": [int(label) for label in made["labels"]]}
+        fields = {"tokens": batch["ids"], "labels": batch["labels"].clone(), "input_pos": batch["position_ids"]}
+        return self.step(recipe, {**fields, "mask": batch["seen"]})
 
     def pack(self, rows: Any) -> dict[str, Tensor]:
-        samples = [self._sample(row) for row in rows]
+        texts = SimpleNamespace(
+            _column="text",
+            _tokenizer=SimpleNamespace(encode=lambda text, **_: list(text), max_seq_len=None),
+            add_eos=False,
+        )
+        samples = [self.prepare(texts, {"text": ids}) for ids, _ in rows]
         with contextlib.redirect_stderr(None):
             packs = self.packed.PackedDataset(samples, max_seq_len=self.ROW_LEN, padding_idx=0).packs
-        documents, seen = [], []
-        for pack in packs:
-            lengths = pack["seq_lens"].tolist()
-            numbers = [n for n, length in enumerate(lengths) for _ in range(length)]
-            numbers = [*numbers, *[-1] * (self.ROW_LEN - len(numbers))][: self.ROW_LEN]
-            documents.append(torch.tensor(numbers))
-            same = documents[-1][:, None] == documents[-1][None, :]
-            seen.append(same & torch.ones_like(same).tril())
-        return {
+        documents = torch.full((len(packs), self.ROW_LEN), -1)
+        wanted = torch.zeros(len(packs), self.ROW_LEN + 1, dtype=torch.bool)
+        left = list(enumerate(rows))
+        for pack, line, chosen in zip(packs, documents, wanted, strict=True):
+            start = 0
+            for length in pack["seq_lens"].tolist():
+                span = slice(start, start + length)
+                if left and pack["tokens"][span].tolist() == list(left[0][1][0]):
+                    number, (_, mask) = left.pop(0)
+                    line[span] = number
+                    chosen[span] = torch.tensor([1, *mask[1:]], dtype=torch.bool)
+                start += length
+        batch = {
             "ids": torch.stack([p["tokens"] for p in packs]),
             "labels": torch.stack([p["labels"] for p in packs]),
-            "input_pos": torch.stack([p["input_pos"] for p in packs]),
-            "doc_ids": torch.stack(documents),
-            "seen": torch.stack(seen),
+            "position_ids": torch.stack([p["input_pos"] for p in packs]),
+            "doc_ids": documents,
+            "wanted": wanted[:, 1:],
+            "seen": (documents[:, :, None] == documents[:, None, :]).tril(),
         }
+        found: list[Tensor] = []
+
+        def look(logits: Tensor, labels: Tensor) -> Tensor:
+            found.append(labels.view(len(packs), -1))
+            return logits.sum()
+
+        self._run(batch, look)
+        return {**batch, "targets": torch.where(batch["wanted"], found[0], -1).clamp(min=-1)}
 
     def loss(self, batch: Any) -> Tensor:
-        return self.step(
-            self.recipe,
-            {
-                "tokens": batch["ids"],
-                "labels": batch["labels"].clone(),
-                "mask": batch.get("seen"),
-                "input_pos": batch.get("input_pos"),
-            },
-        )
+        wanted = batch["wanted"].reshape(-1)
+
+        def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(logits, torch.where(wanted, labels, -100), ignore_index=-100)
+
+        return self._run(batch, cross_entropy)
 
 
 def packed_rows(seed: int = 0, tiny: bool = True, *, checkout: str) -> Packed:
