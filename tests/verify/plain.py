@@ -14,9 +14,9 @@ V, D, LONGEST, PAD = 41, 16, 40, 3
 
 
 class Plain(nn.Module):
-    def __init__(self, scale: float = 1.0) -> None:
+    def __init__(self, scale: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.dropout = scale, nn.Dropout(dropout)
         self.tokens, self.places = nn.Embedding(V, D), nn.Embedding(LONGEST, D)
         self.attention = nn.MultiheadAttention(D, 2, batch_first=True)
         self.first, self.last = nn.LayerNorm(D), nn.LayerNorm(D)
@@ -32,20 +32,20 @@ class Plain(nn.Module):
         x = self.tokens(ids) + self.places(position_ids)
         h = self.first(x)
         x = x + self.attention(h, h, h, attn_mask=blocked.repeat_interleave(2, 0), need_weights=False)[0]
-        return self.scale * F.linear(self.last(x + self.mlp(x)), self.tokens.weight)
+        x = x + self.dropout(self.mlp(x))
+        return self.scale * F.linear(self.last(x), self.tokens.weight)
 
 
 class PlainSubject:
     variants = ({"scale": 0.5},)
 
-    def __init__(self, seed: int, agg: str, optimizer: str, warmup: int, decay: float, clip: float, scale: float):
+    def __init__(
+        self, seed: int, agg: str, optimizer: str, warmup: int, decay: float, clip: float, scale: float, dropout: float
+    ) -> None:
         self.agg, self.warmup, self.clip, self.step = agg, warmup, clip, 0
-        self.args = (agg, optimizer, warmup, decay, clip)
-        self._build(seed, scale, optimizer, decay)
-
-    def _build(self, seed: int, scale: float, optimizer: str, decay: float) -> None:
-        torch.manual_seed(seed)
-        self.model = Plain(scale)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.model = Plain(scale, dropout).eval()
         groups = [
             {"params": [p for p in self.model.parameters() if p.ndim >= 2], "weight_decay": decay},
             {"params": [p for p in self.model.parameters() if p.ndim < 2], "weight_decay": 0.0},
@@ -146,7 +146,9 @@ class PlainSubject:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
+        self.model.train()
         loss = self.accumulate(micro_batches)
+        self.model.eval()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         if torch.isfinite(norm):
             self.optimizer.step()
@@ -160,13 +162,14 @@ class PlainSubject:
     def save(self, path: Path) -> None:
         path.mkdir(parents=True)
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
-        torch.save({**state, "scale": self.model.scale}, path / "all.pt")
+        torch.save({**state, "scale": self.model.scale, "generator": torch.get_rng_state()}, path / "all.pt")
 
     def load(self, path: Path) -> None:
         state = torch.load(path / "all.pt")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.model.scale = state["step"], state["scale"]
+        torch.set_rng_state(state["generator"])
 
 
 def make(
@@ -178,5 +181,6 @@ def make(
     weight_decay: float = 0.1,
     clip: float = 1.0,
     scale: float = 1.0,
+    dropout: float = 0.0,
 ) -> PlainSubject:
-    return PlainSubject(seed, agg, optimizer, warmup_steps, weight_decay, clip, scale)
+    return PlainSubject(seed, agg, optimizer, warmup_steps, weight_decay, clip, scale, dropout)

@@ -74,7 +74,7 @@ def loss_ignores_padding_order_and_tail(lab: Lab) -> None:
     alone = {}
     for i, row in enumerate([*rows, long]):
         alone[i] = _loss(lab, subject, [row])
-    plans = [[0], [1, 2], [2, 1], [2, 8], [8, 2], [*range(8)], [*reversed(range(8))], [*range(9)]]
+    plans = [[0], [1, 2], [2, 1], [2, 8], [*range(8)], [*reversed(range(9))]]
     for plan in plans:
         chosen = [[*rows, long][i] for i in plan]
         value, gradient = _loss(lab, subject, chosen)
@@ -150,8 +150,12 @@ def batch_without_targets_is_inert(lab: Lab) -> None:
         good = subject.collate(rows[:2])
         reference = lab.gradient(subject, [good])
         for order in ([masked, good], [good, masked], [masked, good, masked]):
+            try:
+                gradient = lab.gradient(subject, order)
+            except REFUSALS as error:
+                raise NotApplicable(f"accumulate refuses a micro-batch without a target: {error}") from None
             lab.at_most(
-                relative_difference(lab.gradient(subject, order), reference),
+                relative_difference(gradient, reference),
                 "a micro-batch without a target changes the accumulated gradient",
                 case=f"{len(order)} micro-batches, one of them with targets",
                 resembles="DM16",
@@ -246,6 +250,7 @@ def eval_loss_matches_training_loss(lab: Lab) -> None:
 def grad_accumulation_equivalent(lab: Lab) -> None:
     """However a step's rows are cut into micro-batches, the accumulated gradient is that of the loss of all of them."""
     subject = lab.randomised()
+    _require_deterministic_gradient(lab, subject)
     for rows in (lab.rows()[:2], lab.rows()):
         zero_grad(subject)
         lab.oracle_loss(subject, rows).backward()
@@ -279,7 +284,7 @@ def reported_metrics_match_definition(lab: Lab) -> None:
     for cut in _cuts(len(rows)):
         parts = [rows[a:b] for a, b in zip([0, *cut], [*cut, len(rows)], strict=True)]
         subject = lab.randomised()
-        for step in range(2):
+        for step in range(1 if len(parts) == 1 else 2):
             expected = _definition(lab, subject, rows)
             metrics = subject.train_step([subject.collate(part) for part in parts])
             targets = [sum(sum(m[1:]) for _, m in part) for part in parts]
@@ -446,6 +451,16 @@ def _worst(actual: Named, expected: Named) -> str:
         return float((actual[name].double() - expected[name].double()).norm())
 
     return max(expected, key=off)
+
+
+def _require_deterministic_gradient(lab: Lab, subject: Any) -> None:
+    batch, found = subject.collate(lab.rows()[:2]), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(lab.gradient(subject, [batch]))
+    lab.require(
+        relative_difference(found[1], found[0]) < 1e-5, "the gradient depends on the global generator (dropout)"
+    )
 
 
 def require_deterministic_training(lab: Lab) -> None:

@@ -252,22 +252,25 @@ def step_moves_what_is_trained(lab: Lab) -> None:
         updates = updates[seen:]
         gradients = {name: g for update in updates for name, g in update.gradients.items()}
         rates = {name: float(g.get("lr", 1)) for u in updates for g in u.groups for name in g["params"]}
+        if lab.has("param_groups"):
+            names = {id(weight): name for name, weight in parameters(subject).items()}
+            for group in subject.param_groups():
+                for weight in group["params"]:
+                    if id(weight) in names:
+                        rates.setdefault(names[id(weight)], float(plain(group.get("lr", 1))))
         for name, weight in parameters(subject).items():
             moved = not torch.equal(weight.detach(), before[name])
             case = f"train_step number {n - 1}{f', {frozen} frozen' if frozen else ''}"
             if moved and (name == frozen or not weight.requires_grad):
                 raise Failed(f"{name} is frozen and moves", case=case)
-            if moved and updates and rates.get(name, 0) == 0:
+            if moved and lab.has("param_groups") and rates.get(name, 0) == 0:
                 raise Failed(f"{name} moves, and no optimizer has it at a rate above 0", case=case)
-            pushed = name in gradients and bool((gradients[name] != 0).any())
+            exact = weight.dtype in (torch.float32, torch.float64)  # bfloat16 may round a small update away
+            pushed = exact and name in gradients and bool((gradients[name] != 0).any())
             if pushed and weight.requires_grad and not moved and rates.get(name, 0) > 0:
                 raise Failed(f"{name} has a gradient and a rate, and does not move", case=case, resembles="RM6")
             if weight.requires_grad and name != frozen and not moved and name not in gradients:
-                raise Failed(
-                    f"{name} is trainable and gets no gradient in train_step" if updates else f"{name} does not move",
-                    case=case,
-                    resembles="MF10",
-                )
+                raise Failed(f"{name} is trainable; train_step neither moves it nor gives it a gradient", case=case)
 
 
 @check(
@@ -296,13 +299,15 @@ def zero_gradient_moves_only_what_decays(lab: Lab) -> None:
         gradients_of(updates)
         groups = {name: (u, g) for u in updates[seen:] for g in u.groups for name in g["params"] if name in u.gradients}
         for name, weight in parameters(subject).items():
-            update, group = groups.get(name, (None, {}))
+            if name not in groups:
+                continue  # updated by something that is no torch optimizer, or not at all
+            update, group = groups[name]
             decay = float(group.get("weight_decay", 0))
             change = float((weight.detach().double() - before[name].double()).norm() / before[name].double().norm())
             case = f"{name}, weight decay {decay:g}, lr {float(group.get('lr', 0)):g}"
             if (weight.ndim < 2 and not lab.traits.decay_1d) or decay == 0:
                 lab.at_most(change, f"{name} moves in a step with zero gradients", case=case, tol=0.0, resembles="OS10")
-            elif "AdamW" in type(update.optimiser).__name__ if update else False:
+            elif "AdamW" in type(update.optimiser).__name__:
                 expected = float(group["lr"]) * decay
                 if expected > 1e-5:  # below it float32 shows little of it
                     lab.at_most(
@@ -336,6 +341,9 @@ def optimiser_sees_clipped_gradient_of_this_step(lab: Lab) -> None:
         with gradient_hook(subject, lambda _, g, scale=scale: g * scale), watched(subject) as updates:  # type: ignore[misc]
             metrics = subject.train_step(_micro_batches(subject, rows, k))
         seen = gradients_of(updates)
+        for name in {name for update in updates for group in update.groups for name in group["params"]} - seen.keys():
+            if name in gradient:
+                seen[name] = torch.zeros_like(gradient[name])
         size, found = norm(gradient), norm(seen)
         clipped = limit is not None and size > limit
         case = f"step {step}, {k} micro-batch(es), gradient of norm {size:.3g}, clipped to {limit}"
@@ -367,9 +375,6 @@ def optimiser_sees_clipped_gradient_of_this_step(lab: Lab) -> None:
             case=case,
             resembles="LN4" if k > 1 else "OS11",
         )
-        missing = [name for name, g in gradient.items() if name not in seen and bool((g != 0).any())]
-        if missing:
-            raise Failed(f"no optimizer sees the gradient of {missing[0]}", case=case, resembles="RM6")
         previous = gradient
 
 
@@ -384,7 +389,10 @@ def optimiser_sees_clipped_gradient_of_this_step(lab: Lab) -> None:
 def update_matches_reference(lab: Lab) -> None:
     """AdamW, Adam and SGD move parameters as their papers say, from gradients as small as eps, over several steps with
     their moments kept per parameter."""
-    subject = lab.randomised()
+    try:
+        subject = lab.randomised(weight_decay=0.1)
+    except Exception:  # noqa: BLE001 (an adapter need not take this setting)
+        subject = lab.randomised()
     generator = torch.Generator().manual_seed(lab.seed)
     reference: dict[str, _Reference] = {}
     kinds: dict[str, str] = {}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from kat.verify.check import Failed, Vacuous, check
@@ -63,8 +64,8 @@ def load_restores_model(lab: Lab) -> None:
 # An operation of the machine below: what happens between two training steps, or one of them.
 TRAIN = ("step", "step of 3 micro-batches")
 PLANS: tuple[tuple[str, ...], ...] = (
-    ("save", "step"),
     ("resume", "step"),
+    ("step", "save", "step"),
     ("step", "save", "step", "load back", "step"),
     ("step of 3 micro-batches", "resume into a trained subject", "evaluate", "step", "resume", "generate", "step"),
 )
@@ -161,7 +162,9 @@ def _fault(lab: Lab, shadow: _Shadow, plan: Sequence[str]) -> tuple[str, float] 
                     batches = shadow.batches(subject, step, kind)
                     history = (*history, kind)
                     metrics = subject.train_step(batches)
-                    for name, expected in shadow.after(history).metrics[-1].items():
+                    with _generators_aside():
+                        reference = shadow.after(history)
+                    for name, expected in reference.metrics[-1].items():
                         if name in metrics and _comparable(name, expected):
                             value = float(metrics[name])
                             off = abs(value - expected) / max(abs(expected), 1e-6)
@@ -179,9 +182,11 @@ def _fault(lab: Lab, shadow: _Shadow, plan: Sequence[str]) -> tuple[str, float] 
                     subject.save(path)
                     subject = _loaded(lab, path, shadow.disturb if operation != "resume" else None)
                 case "evaluate":
-                    _evaluate(lab, subject, shadow.batches(subject, 5, 0)[0])
+                    with _generators_aside():
+                        _evaluate(lab, subject, shadow.batches(subject, 5, 0)[0])
                 case "generate":
-                    _generate(lab, subject, shadow.rows)
+                    with _generators_aside():
+                        _generate(lab, subject, shadow.rows)
         worst, name = largest_difference(parameters(subject), shadow.after(history).parameters)
     if not worst <= lab.tol:
         return f"{name} differs from training without a stop", worst
@@ -405,6 +410,18 @@ def _same_parameters(lab: Lab, subject: Any, expected: Named, what: str, case: s
     lab.equal(sorted(found), sorted(expected), f"names of the parameters {what}", case=case, resembles="CR4")
     worst, name = largest_difference(found, expected)
     lab.at_most(worst, f"{name} is another {what}", case=case, resembles="CR4")
+
+
+@contextmanager
+def _generators_aside() -> Iterator[None]:
+    """The global generators go on afterwards where they were; a subject's training may draw from them."""
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.set_rng_state(state[2])
 
 
 def _evaluate(lab: Lab, subject: Any, batch: Batch) -> None:

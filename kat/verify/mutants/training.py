@@ -342,6 +342,7 @@ class CoupledAdamW(EpsBeforeCorrectionAdamW):
 def other_class(kind: type) -> Callable[[list[Any]], None]:
     def change(built: list[Any]) -> None:
         built[0].__class__ = kind
+        built[0]._patch_step_function()  # what the constructor would have done: hooks around its step
 
     return change
 
