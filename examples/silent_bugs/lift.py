@@ -15,7 +15,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 
 class _Class(type):
@@ -69,7 +69,7 @@ class _Anything(metaclass=_Class):
 
 
 class _StandIn(types.ModuleType):
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
     __version__ = "0.0"
 
     def __getattr__(self, name: str) -> Any:
@@ -156,7 +156,11 @@ def lift(file: str | Path, *names: str, **given: Any) -> Any:
     chosen = [_plain(_find(tree, name, file), namespace) for name in names]
     _run(chosen, file, namespace)
     found = [namespace[_target(node)] for node in chosen]
-    return found[0] if len(found) == 1 else types.SimpleNamespace(**{_target(n): v for n, v in zip(chosen, found)})
+    return (
+        found[0]
+        if len(found) == 1
+        else types.SimpleNamespace(**{_target(n): v for n, v in zip(chosen, found, strict=True)})
+    )
 
 
 def passage(file: str | Path, function: str | None, *openings: str) -> Callable[[dict[str, Any]], dict[str, Any]]:

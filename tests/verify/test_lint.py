@@ -312,6 +312,5 @@ def test_a_file_that_is_no_python_is_named(tmp_path: Path) -> None:
 
 
 def test_kats_own_tests_can_fail() -> None:
-    """One is kept: it loads a checkpoint from which a part may be missing, and an exception is its failure."""
-    found = [(finding.file.name, finding.test) for finding in lint([Path(__file__).parents[1]])]
-    assert found == [("test_checkpoint.py", "test_the_trainer_state_may_be_left_out")]
+    """kat's own tests are no exception."""
+    assert lint([Path(__file__).parents[1]]) == []

@@ -168,7 +168,9 @@ def test_json_and_junit_say_the_same_and_hostile_text_stays_text(tmp_path, capsy
 def test_control_characters_do_not_break_the_xml():
     report = run(toy.make_raises)
     bad = type(report.findings[0])(**{**vars(report.findings[0]), "message": "a\x00b\x1b[31m￾"})
-    assert ElementTree.fromstring(show.junit([Report("a\x01", 0, 3, [bad])])) is not None
+    suite = ElementTree.fromstring(show.junit([Report("a\x01", 0, 3, [bad])])).find("testsuite")
+    assert suite.get("name") == "kat verify a\N{REPLACEMENT CHARACTER}"
+    assert suite.find("testcase/error").get("message").startswith("a\N{REPLACEMENT CHARACTER}b")
 
 
 def test_a_failure_reads_alone():

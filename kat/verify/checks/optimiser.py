@@ -345,6 +345,10 @@ def optimiser_sees_clipped_gradient_of_this_step(lab: Lab) -> None:
             if name in gradient:
                 seen[name] = torch.zeros_like(gradient[name])
         size, found = norm(gradient), norm(seen)
+        if limit is None and scale >= 1 and found < (1 - lab.tol) * size:
+            limit = (
+                found  # clipped, though it is not declared: then small gradients pass as they are, and others to this
+            )
         clipped = limit is not None and size > limit
         case = f"step {step}, {k} micro-batch(es), gradient of norm {size:.3g}, clipped to {limit}"
         if metrics.get("grad_norm") is not None:
