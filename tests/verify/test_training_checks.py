@@ -210,6 +210,21 @@ def test_pad_id_as_content_is_a_target() -> None:
     assert found_in_plain(change, "loss_matches_token_oracle") == "FAIL"
 
 
+def test_generator_that_is_not_restored_is_found() -> None:
+    def change(subject: Any) -> None:
+        good = subject.load
+
+        def load(path: Any) -> None:
+            state = torch.get_rng_state()
+            good(path)
+            torch.set_rng_state(state)
+
+        subject.load = load
+
+    assert found_in_plain(change, "resume_is_exact") == "PASS"  # nothing is drawn
+    assert found_in_plain(change, "resume_is_exact", dropout=0.3) == "FAIL"
+
+
 def test_an_optimizer_that_torch_does_not_see_is_no_failure() -> None:
     """A hand-written update shows no gradients; what can be seen is tested, the rest is skipped."""
 

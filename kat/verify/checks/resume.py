@@ -380,9 +380,12 @@ def _stranger(lab: Lab, same_seed: bool = False, **overrides: Any) -> Any:
 
 
 def _loaded(lab: Lab, path: Path, before: Callable[[Any], None] | None = None, **overrides: Any) -> Any:
-    """What was saved, loaded into a stranger, on which `before` is called first. A subject may refuse to go on from a
-    run with another seed; then into one with the same seed and other weights."""
+    """What was saved, loaded as if in a new process: into a stranger, on which `before` is called first, with the
+    global generators in another state. A subject may refuse to go on from a run with another seed; the stranger then
+    has the same seed and other weights."""
     for same_seed in (False, True):
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(lab.seed + 77)
         subject = _stranger(lab, same_seed, **overrides)
         if before is not None:
             before(subject)
