@@ -374,10 +374,14 @@ class RefusesLongRows(Variant):
         return self.inner.generate(prompts, max_new_tokens=min(max_new_tokens, room), **options)
 
 
-def tied(seed: int = 0, tiny: bool = True, **overrides: Any) -> Any:
-    subject = native.make(seed, tiny, **overrides)
-    subject.model.lm_head.weight = subject.model.model.embed_tokens.weight
-    return subject
+class TiedHead(Variant):
+    """Embedding and head are one tensor; kat's checkpoints have no place for that."""
+
+    save = load = None
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        inner.model.lm_head.weight = inner.model.model.embed_tokens.weight
 
 
 @around
@@ -394,7 +398,7 @@ VARIANTS: dict[str, Make] = {
     "time-first-cache": of(TimeFirstCache),
     "left-only": of(LeftOnly),
     "refuses-long-rows": of(RefusesLongRows),
-    "tied-head": tied,
+    "tied-head": of(TiedHead),
     "other-rotary-sign": patched("kat.model.gpt.rotate", _other_sign)(of(Variant)),
     "bfloat16-tables": functools.partial(native.make, rope_table_dtype="bfloat16"),
     "one-head-one-layer": functools.partial(native.make, n_head=1, n_kv_head=1, n_layer=1),

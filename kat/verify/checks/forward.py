@@ -127,8 +127,10 @@ def padding_has_no_effect(lab: Lab) -> None:
                     real = slice(width - len(rows[i]), None) if side == "left" else slice(0, len(rows[i]))
                     ids[b, real], mask[b, real] = rows[i], 1
                 given = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if takes_positions else {}
-                # On the right they may be left out too.
-                for kwargs in [given, {}] if given and side == "right" else [given]:
+                # They may be left out too, except on the left where they are absolute. There a shift moves the logits
+                # a little if tables are kept in bfloat16, which is a design.
+                apart = given and (side == "right" or traits.positions != "absolute")
+                for kwargs in [given, {}] if apart else [given]:
                     logits = lab.forward(subject, ids, attention_mask=mask.clone(), **kwargs)
                     for b, i in enumerate(chosen):
                         lab.close(
@@ -138,6 +140,7 @@ def padding_has_no_effect(lab: Lab) -> None:
                             case=f"rows of {[len(rows[i]) for i in chosen]} tokens in a width of {width}, row {b}, "
                             f"padded with {'the pad id' if filled else 'random ids'}"
                             + (", position_ids given" if kwargs else ""),
+                            tol=0.1 if side == "left" and not kwargs else None,
                         )
         if traits.pad_id is not None:
             _pad_id_counts(lab, subject, traits.pad_id)
