@@ -1,5 +1,6 @@
 """The forward pass: causality, padding, positions, batch rows, gradients, and agreement with a reference."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from kat.verify.check import Failed, check
 from kat.verify.lab import EFFECT, Lab, accepts, largest_difference, parameters, snapshot, zero_grad
 
+LARGE = 2_000_000  # weights; above it not every tensor is nudged
 NOTHING = 1e-6  # a change of a logit that rounding can explain
 
 
@@ -255,11 +257,20 @@ def gradient_matches_finite_difference(lab: Lab) -> None:
         raise Failed("forward's logits are not on the graph: nothing gets a gradient", resembles="MF10")
     value.backward()
     trained = {name: weight for name, weight in parameters(subject).items() if weight.requires_grad}
+    without = [name for name, weight in trained.items() if weight.grad is None or not bool(weight.grad.any())]
     # Those without any gradient first: where a tensor is off the graph, what feeds it has a wrong gradient too.
-    for name, weight in sorted(trained.items(), key=lambda item: item[1].grad is not None and bool(item[1].grad.any())):
+    order = without + [name for name in trained if name not in without]
+    large = sum(weight.numel() for weight in trained.values()) > LARGE
+    if large:  # the first and the last layer stand for all
+        kinds: dict[str, list[str]] = {}
+        for name in trained:
+            kinds.setdefault(re.sub(r"\d+", "", name), []).append(name)
+        chosen = {name for names in kinds.values() for name in (names[0], names[-1])}
+        order = [name for name in order if name in chosen or name in without]
+    for name in order:
         # Two random directions: a gradient that lacks some heads or rows is right in some directions.
-        for direction in range(2):
-            _compare_slope(lab, name, weight, loss, direction)
+        for direction in range(1 if large else 2):
+            _compare_slope(lab, name, trained[name], loss, direction)
     zero_grad(subject)
 
 
