@@ -81,7 +81,7 @@ def prompt_shows_question_options_and_hint(lab: Lab) -> None:
                 raise Failed(f"another option {k} gives the same prompt", case=f"{item['choices']}", resembles="EV3")
 
 
-@check(family="evaluation", level=0, needs={"build_prompt"}, kind="metamorphic", catches=("EV5", "EV10", "RM7"))
+@check(family="evaluation", level=0, needs={"build_prompt"}, kind="metamorphic", catches=("EV5", "EV10"))
 def prompt_does_not_know_the_answer(lab: Lab) -> None:
     """The prompt is the same whichever option is right and whatever the solution says, and each time it is built."""
     for item in _items():
@@ -163,7 +163,7 @@ def extract_reads_only_what_is_said(lab: Lab) -> None:
                 _reads(lab, lines, n, {b, None}, None, "ends with another letter and is read as")
 
 
-@check(family="evaluation", level=0, needs={"grade"}, kind="oracle", catches=("EV13", "EV16", "EV11"))
+@check(family="evaluation", level=0, needs={"grade"}, kind="oracle", catches=("EV13", "EV16"))
 def grade_follows_the_key(lab: Lab) -> None:
     """The right letter scores 1 and every other 0 for any position of the key; silence, an echo of the prompt and a
     list of all options score 0."""
@@ -206,7 +206,7 @@ def grade_follows_the_key(lab: Lab) -> None:
                     raise Failed(f"{what} scores {score:g}", case=repr(text), resembles="EV16")
 
 
-@check(family="evaluation", level=0, needs={"build_prompt", "grade"}, kind="metamorphic", catches=("EV15", "RM7"))
+@check(family="evaluation", level=0, needs={"build_prompt", "grade"}, kind="metamorphic")
 def letters_of_prompt_and_grade_agree(lab: Lab) -> None:
     """The letter that the prompt writes before an option is the one that grades it."""
     labelled = 0
@@ -225,12 +225,11 @@ def letters_of_prompt_and_grade_agree(lab: Lab) -> None:
                 raise Failed(
                     f"the prompt calls the right option {labels[0]}, and answering {labels[0]} scores 0",
                     case=f"prompt: {shown!r}, answer {k}",
-                    resembles="EV15",
                 )
     lab.require(labelled, "the prompt's options have no letters")
 
 
-@check(family="evaluation", level=0, needs={"aggregate"}, kind="oracle", catches=("EV9", "EV22", "EV11"))
+@check(family="evaluation", level=0, needs={"aggregate"}, kind="oracle", catches=("EV9",))
 def aggregate_is_the_mean_with_its_error(lab: Lab) -> None:
     """The value is the mean of all scores, zeros included; the standard error is sd / √n and halves with four times the
     items, in any order."""

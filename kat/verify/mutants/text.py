@@ -288,6 +288,16 @@ def _without_end_targets(inner: Any, batch: Batch) -> Batch:
     return _drop_where(batch, labels == inner.traits.eos_ids[0])
 
 
+def _padding_supervised(inner: Any, batch: Batch) -> Batch:
+    """Wherever there is no token, the pad id is a target."""
+    blank = batch["attention_mask"] == 0
+    if batch.get("mask") is not None:
+        batch["mask"] = torch.where(blank, 1, batch["mask"])
+    else:
+        batch["targets"] = torch.where(blank, inner.traits.pad_id, batch["targets"])
+    return batch
+
+
 def _attention_by_pad_id(inner: Any, batch: Batch) -> Batch:
     batch["attention_mask"] = (batch["ids"] != inner.traits.pad_id).long()
     batch.pop("doc_ids", None)
@@ -391,6 +401,7 @@ MASKS = (
         wrapped(**_relabelled(_without_pad_targets, "collate")),
     ),
     Mutant("collate_ignores_end_tokens", ("DM4",), wrapped(**_relabelled(_without_end_targets, "collate"))),
+    Mutant("collate_trains_on_padding", ("LN13",), wrapped(**_relabelled(_padding_supervised, "collate"))),
     Mutant("attention_is_what_is_not_pad", ("DM5",), wrapped(**_relabelled(_attention_by_pad_id, "collate"))),
     Mutant(
         "collate_reverses_rows",
