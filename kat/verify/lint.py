@@ -25,7 +25,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # Calls that fail by themselves, by the last part of their name.
 ASSERTING = re.compile(
-    r"_?(?:assert|check|verify|expect|ensure|validate|compare|require|should|must|raises|warns|deprecated_call|fail"
+    r"_?(?:assert|test|check|verify|expect|ensure|validate|compare|require|should|must|raises|warns|deprecated_call|fail"
     r"|run_state_machine_as_test|parametrize_with_checks|gradcheck|gradgradcheck)(?:$|_|[A-Z])|_?assert"
 )
 # Imports that are not the code under test, unless a package of that name lies beside the tests.
@@ -107,7 +107,9 @@ def _test_files(path: Path) -> Iterator[Path]:
         yield path
         return
     for file in path.rglob("*.py"):
-        hidden = any(part.startswith(".") or part in ("__pycache__", "node_modules") for part in file.parts[1:])
+        hidden = any(
+            part.startswith(".") or part in ("__pycache__", "node_modules") for part in file.relative_to(path).parts
+        )
         if not hidden and (file.name.startswith("test_") or file.stem.endswith("_test")):
             yield file
 

@@ -192,6 +192,7 @@ GOOD = {
     "a helper named so": "from mypkg.testing import assert_same\ndef test_x():\n    assert_same(f(1), f(2))\n",
     "a helper here": "def same(a, b):\n    assert a == b\n\ndef test_x():\n    same(f(1), 2)\n",
     "a helper of a helper": "def one(a):\n    assert a == 1\ndef two(a):\n    one(a)\ndef test_x():\n    two(f(1))\n",
+    "a test of several cases": "def test_x():\n    for n in (1, 2):\n        _test_one(f, n)\n",
     "a method": (
         "class TestX:\n    def same(self, y):\n        assert y == 2\n    def test_x(self):\n        self.same(f(1))\n"
     ),
@@ -286,6 +287,12 @@ def test_a_good_test_is_left_alone(tmp_path: Path, case: str) -> None:
 
 
 # Files and places
+
+
+def test_a_folder_in_a_hidden_one_is_read_where_it_is_asked_for(tmp_path: Path) -> None:
+    rules(tmp_path, "def test_x():\n    f(1)\n", name=".venv/tests/test_it.py")
+    assert lint([tmp_path]) == []
+    assert [finding.rule for finding in lint([tmp_path / ".venv" / "tests"])] == ["no-assertion"]
 
 
 def test_findings_name_file_line_and_test(tmp_path: Path) -> None:

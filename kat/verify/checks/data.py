@@ -10,7 +10,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -374,7 +374,7 @@ def example_is_the_same_in_every_batch(lab: Lab) -> None:
         for k, batch in enumerate(
             _draw(lab, lab.subject, n_ids=_wanted(n, 2.0), seed=seed, rank=rank, world=world).batches
         ):
-            if len(batch.documents) != len(batch.names):
+            if len(batch.documents) != len(batch.names) or batch.spans:
                 continue
             mapped += 1
             for name, document in zip(batch.names, batch.documents, strict=True):
@@ -691,8 +691,13 @@ def _draw(
         )
         count += len(names)
         if count >= n_ids or len(batches) >= n_batches:
-            return Stream(batches, False)
-    return Stream(batches, True)
+            return Stream(_spanning(batches), False)
+    return Stream(_spanning(batches), True)
+
+
+def _spanning(batches: list[Seen]) -> list[Seen]:
+    """Where one batch shows that examples go on from row to row, they do in all."""
+    return [replace(batch, spans=True) for batch in batches] if any(b.spans for b in batches) else batches
 
 
 def _names(batch: Batch) -> list[Any]:
