@@ -119,7 +119,7 @@ class HFSubject:
             vocab=vocab,
             max_len=getattr(config, "max_position_embeddings", None) or LONGEST,
             pad_id=self.pad_id,
-            bos_id=_first(getattr(self.tokenizer, "bos_token_id", None), config.bos_token_id),
+            bos_id=self._bos_id(_first(getattr(self.tokenizer, "bos_token_id", None), config.bos_token_id)),
             eos_ids=self.eos_ids,
             special_ids=tuple(sorted({i for i in special if i < vocab})),
             positions="absolute" if learned else "relative",
@@ -128,6 +128,14 @@ class HFSubject:
             parses_specials=True,
             logprobs="tempered",
         )
+
+    def _bos_id(self, named: int | None) -> int | None:
+        """The named token, unless the template opens every turn with it or never writes it: then none begins a row."""
+        if named is None or not hasattr(self, "encode_prompt"):
+            return named
+        roles = ("user", "assistant", "user")
+        ids = self._encode_prompt([{"role": role, "content": "Owl"} for role in roles])
+        return named if ids[:1] == [named] and ids.count(named) < len(roles) else None
 
     # Model
 
