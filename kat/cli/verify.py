@@ -107,7 +107,7 @@ def _mutants(spec: str, expression: str | None, seed: int, markdown: Path | None
     from kat.verify.runner import select
     from kat.verify.subject import open_subject
 
-    checks = select(all_checks(), 3, expression)
+    checks = select(all_checks(), 4, expression)
     chosen = [mutant for mutant in MUTANTS if spec == "native" or not mutant.native]
 
     def seen(verdict: Verdict) -> None:

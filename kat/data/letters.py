@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-VERSION = "kat-letters/1"
+VERSION = "kat-letters/2"
 LETTERS = "ABCDEFGHIJ"
 UNPARSED, AMBIGUOUS = "unparsed", "ambiguous"
 
@@ -216,13 +216,14 @@ class _Reader:
     def _anchored(self, start: int, end: int) -> Iterator[Statement]:
         for name, strength, anchor, strict in self.anchors:
             for match in anchor.finditer(self.lower, start, end):
-                read = self._read(match.end(), end, strict)
+                read = self._read(match.end(), end, strict, match.start())
                 if read is not None and not self._unsaid(match.start()):
                     letter, stop, suffix = read
                     yield Statement(match.start(), stop, letter, strength, name + suffix)
 
-    def _read(self, at: int, end: int, strict: bool) -> tuple[str | None, int, str] | None:
-        """The option's text, or else the letter, that stands at `at`: (letter, end, suffix of the rule's name)."""
+    def _read(self, at: int, end: int, strict: bool, anchor: int) -> tuple[str | None, int, str] | None:
+        """The option's text, or else the letter, that stands at `at`, after an anchor that begins at `anchor`: (letter,
+        end, suffix of the rule's name)."""
         filled = self._past(FILLED, at, end)
         if not strict:
             for begin in (self._past(OPENING, at, end), filled):
@@ -232,7 +233,8 @@ class _Reader:
                     second = self._option(joined, joined, end) if joined > option[1] else None
                     return (None, second[1], "") if second and second[0] != option[0] else (*option, " (text)")
         match = LETTER.match(self.text, filled, end)
-        letter = self._letter(match, end, strict) if match else None
+        same_line = match is not None and "\n" not in self.text[anchor : match.start("letter")]
+        letter = self._letter(match, end, strict, same_line) if match else None
         if match is None or letter is None:
             return None
         other = ANOTHER.match(self.text, self._after_own_text(letter, match.end(), end), end)
@@ -240,19 +242,20 @@ class _Reader:
             return None, other.end(), ""
         return letter, match.end(), ""
 
-    def _letter(self, match: re.Match[str], end: int, strict: bool) -> str | None:
-        """The matched letter in upper case, "" where it is not offered, None where it may be a word."""
+    def _letter(self, match: re.Match[str], end: int, strict: bool, same_line: bool) -> str | None:
+        """The matched letter in upper case, "" where it is not offered, None where it may be a word or, below a strict
+        anchor, the first of a list of options."""
         written, letter = match["letter"], match["letter"].upper()
         clause = bool(CLAUSE_END.match(self.text, match.end(), end))
-        if strict and not clause:
+        own = self._after_own_text(letter, match.end(), end) > match.end()
+        if strict and not clause and not (own and same_line):
             return None
         if letter not in self.offered:
             return "" if written.isupper() and (clause or match["close"]) else None
         if match["close"] or letter not in "AI":
             return letter
         follows = PHRASE_END if written == "A" else SENTENCE_END if written == "I" else CLAUSE_END
-        own = written == "A" and self._after_own_text(letter, match.end(), end) > match.end()
-        return letter if own or follows.match(self.text, match.end(), end) else None
+        return letter if (own and written == "A") or follows.match(self.text, match.end(), end) else None
 
     def _names(self, other: re.Match[str], end: int) -> bool:
         """Whether the letter after "or" or "," is a second answer: not the subject of a new clause, not a word."""
@@ -360,6 +363,9 @@ class _Reader:
         initials = self.lower[match.start("letter") : match.start("letter") + 6]
         if any(text[1:2] == "." and text.startswith(initials) for text, _ in self.options):
             return None  # an option's own text begins like that: "E. coli"
+        other = ANOTHER.match(self.text, match.end("close"), end)
+        if other and other["letter"] in self.offered and other["letter"] != match["letter"] and self._names(other, end):
+            return Extraction(None, AMBIGUOUS, (start, other.end()))  # "A, B, C": no choice
         return Extraction(match["letter"], "first words", (start, match.end("close")))
 
     def _listed_on(self, start: int, end: int) -> bool:

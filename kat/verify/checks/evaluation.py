@@ -158,6 +158,7 @@ def extract_reads_only_what_is_said(lab: Lab) -> None:
                 _reads(lab, form.format(a, b), n, {b, None}, None, "ends with another letter and is read as")
             for form in DENIED:
                 _reads(lab, form.format(a), n, set(offered) - {a} | {None}, None, "denies a letter and is read as")
+            # "A. stone", not knowing the options, may be a list: only what names itself an answer must be corrected.
             for form in (form for form in forms if "nswer" in form):
                 lines = f"{form.format(a, text='stone')}\n\nNo, that is wrong.\n\n{form.format(b, text='river')}"
                 _reads(lab, lines, n, {b, None}, None, "ends with another letter and is read as")
@@ -194,7 +195,8 @@ def grade_follows_the_key(lab: Lab) -> None:
                             resembles="EV13",
                         )
             letters = string.ascii_uppercase[: len(item["choices"])]
-            lists = [" ".join(letters), "\n".join(f"{a}. {c}" for a, c in zip(letters, item["choices"], strict=True))]
+            lists = [" ".join(letters), ", ".join(letters)]
+            lists += ["\n".join(f"{a}. {c}" for a, c in zip(letters, item["choices"], strict=True))]
             lists += [" ".join(item["choices"]), "The answer is " + " or ".join(letters) + "."]
             for what, text in [
                 *(("nothing", text) for text in ("", " ", "\n")),
