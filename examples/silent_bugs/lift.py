@@ -15,7 +15,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 
 class _Class(type):
@@ -69,13 +69,18 @@ class _Anything(metaclass=_Class):
 
 
 class _StandIn(types.ModuleType):
-    __path__: ClassVar[list[str]] = []
     __version__ = "0.0"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _Class(name, (_Anything,), {})
+        made = _Class(name, (_Anything,), {})
+        setattr(self, name, made)  # the same one when asked again
+        return made
 
 
 class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):

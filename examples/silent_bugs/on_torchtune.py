@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import json
 import tempfile
 from pathlib import Path
@@ -165,7 +166,7 @@ class Packed(WithToy):
             add_eos=False,
         )
         samples = [self.prepare(texts, {"text": ids}) for ids, _ in rows]
-        with contextlib.redirect_stderr(None):
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
             packs = self.packed.PackedDataset(samples, max_seq_len=self.ROW_LEN, padding_idx=0).packs
         documents = torch.full((len(packs), self.ROW_LEN), -1)
         wanted = torch.zeros(len(packs), self.ROW_LEN + 1, dtype=torch.bool)

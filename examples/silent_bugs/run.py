@@ -197,7 +197,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 f"{_outcomes(r, side)} `{r['commits'][side][:7]}`" + ("" if told else " (!)")
                 for side, told in (("before", r["verdict"] == "told apart"), ("fix", r["verdict"] == "told apart"))
             )
-        lines.append(f"| {r['id']} | {r['repository']} | {r['bug']} | {checks} | {before} | {fix} |")
+        cells = [r["id"], r["repository"], r["bug"], checks, before, fix]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     held = [r for r in results if r["verdict"] == "told apart"]
     lines += ["", f"{len(held)} of {len(results)} told apart, in {len({r['repository'] for r in held})} repositories."]
     return "\n".join(lines)
