@@ -7,8 +7,10 @@ Weights are randomised before anything is compared. A fresh nanochat-style model
 import copy
 import inspect
 import random
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,13 +91,16 @@ class Lab:
 
     def row(self, length: int, supervised: int, *, tail: int = 0, pad_inside: bool = False) -> Row:
         """A random row with `supervised` targets in two runs, `tail` unsupervised tokens at its end and, if asked and
-        there is one, the pad id as content among the supervised tokens and among the others."""
+        there is one, the pad id as content among the supervised tokens and among the others. Where the design is to
+        learn every token, all but the first are targets."""
         ids = self.ids(1, length)[0].tolist()
         end = length - tail
         first = supervised // 3
         mask = [0] * length
         for t in [*range(end - (supervised - first), end), *range(2, 2 + first)]:
             mask[t] = 1
+        if self.traits.supervised == "all":
+            mask = [0] + [1] * (length - 1)
         if pad_inside and self.traits.pad_id is not None:
             ids[end - 1] = self.traits.pad_id
             ids[1] = self.traits.pad_id
@@ -244,6 +249,11 @@ class Lab:
     def forall(self, strategy: Any, test: Callable[[Any], None], examples: int = 40) -> None:
         """Run `test` on drawn values; what is reported is the smallest that Hypothesis finds to fail."""
         import hypothesis
+        from hypothesis.configuration import set_hypothesis_home_dir
+
+        set_hypothesis_home_dir(
+            Path(tempfile.gettempdir()) / "kat-hypothesis"
+        )  # it would leave a folder where we stand
 
         @hypothesis.seed(self.seed)
         @hypothesis.settings(

@@ -113,6 +113,8 @@ def collate_keeps_a_target_of_long_rows(lab: Lab) -> None:
         mask = [0] * length
         mask[2:6] = [1] * 4
         rows.append((lab.ids(1, length)[0].tolist(), mask))
+    if lab.traits.supervised == "all":
+        rows = [(ids, [0] + [1] * (len(ids) - 1)) for ids, _ in rows]
     for row in rows[1:]:
         try:
             batch = lab.subject.collate([rows[0], row])

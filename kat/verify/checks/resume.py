@@ -35,7 +35,7 @@ def load_restores_model(lab: Lab) -> None:
         if trained and lab.has("train_step", "collate"):
             for _ in range(trained):
                 subject.train_step([subject.collate(lab.rows()[:3])])
-        ids = lab.ids(2, min(lab.traits.max_len, 12))
+        ids = lab.ids(2, min(lab.traits.max_len, 40))
         with torch.no_grad():
             logits = lab.forward(subject, ids)
         with torch.no_grad():
