@@ -22,6 +22,7 @@ COLOURS = {
     "VACUOUS": "bold magenta",
     "ERROR": "bold magenta",
 }
+LONGEST_CASE = 400  # characters on a terminal; the JSON has all
 LOUD = ("FAIL", "XPASS", "VACUOUS", "ERROR")
 
 
@@ -39,7 +40,7 @@ def failure_text(finding: Finding, width: int = 100) -> str:
     if finding.measured is not None:
         allowed = f", at most {finding.tolerance:g} is allowed" if finding.tolerance is not None else ""
         add("measured", f"{finding.measured:.3g}{allowed}")
-    add("case", finding.case)
+    add("case", finding.case if len(finding.case) <= LONGEST_CASE else f"{finding.case[:LONGEST_CASE]} …")
     if finding.resembles:
         add("resembles", f"{finding.resembles['id']}: {finding.resembles['bug']} ({finding.resembles['citation']})")
     add("again", finding.command)

@@ -125,7 +125,7 @@ class HFSubject:
             positions="absolute" if learned else "relative",
             window=window,
             tied_head=embedding.weight is head.weight,
-            parses_specials=True,
+            normalisation=_normal_form(self.tokenizer),
             logprobs="tempered",
         )
 
@@ -224,7 +224,8 @@ class HFSubject:
     # Text
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Text as text: special tokens in it are not parsed. (The chat template has no such way: it always parses.)"""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -242,6 +243,12 @@ class HFSubject:
     def _encode_conversation(self, messages: Sequence[Message]) -> Row:
         output = self.tokenizer.apply_chat_template(list(messages), return_dict=True, return_assistant_tokens_mask=True)
         return list(output["input_ids"]), list(output["assistant_masks"])
+
+
+def _normal_form(tokenizer: Any) -> str | None:
+    """The Unicode normal form that a tokenizer brings every text to; None where it has none."""
+    normaliser = repr(getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None))
+    return next((form for form in ("NFKC", "NFKD", "NFC", "NFD") if form in normaliser), None)
 
 
 def bytes_of_tokens(tokenizer: Any) -> list[int] | None:
