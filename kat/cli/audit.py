@@ -1,12 +1,11 @@
 """`kat audit A B`: the report that compares two evaluations."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kat.errors import EvidenceError, UsageError
+from kat.errors import UsageError
 
 
 def audit(
@@ -34,11 +33,12 @@ def audit(
     if not a or not b:
         raise UsageError("kat audit: name the baseline and the candidate, or give --counts")
     home: Path = context.obj
+    from kat.audit.find import find_evaluation
     from kat.audit.report import audit as compare
     from kat.data.choices import ChoiceItem
     from kat.data.sources import load_examples
 
-    arm_a, arm_b = _find(a, suite, home), _find(b, suite, home)
+    arm_a, arm_b = find_evaluation(a, suite, home), find_evaluation(b, suite, home)
     items = [row for row in load_examples(train).rows if isinstance(row, ChoiceItem)] if train else None
     folder = out or home / "audits" / f"{arm_a.evals.parent.name}-{arm_b.evals.parent.name}-{suite}"
     known = (arm_a.checkpoint, arm_b.checkpoint)
@@ -48,53 +48,12 @@ def audit(
         folder,
         data=data,
         train_items=items,
-        twin=_find(twin, suite, home).evals if twin else None,
+        twin=find_evaluation(twin, suite, home).evals if twin else None,
         verify=verify,
         checkpoints=(known[0], known[1]) if known[0] and known[1] else None,
     )
     typer.echo(f"{found.verdict.word}. {found.verdict.sentence}")
     typer.echo(f"{folder / 'audit.html'}")
-
-
-@dataclass(frozen=True)
-class _Found:
-    evals: Path
-    checkpoint: Path | None
-
-
-def _find(name: str, suite: str, home: Path) -> _Found:
-    """An evaluation folder as it is; for a checkpoint, the evaluation that its identity points to."""
-    from kat.runs.files import read_json
-    from kat.runs.home import resolve_model
-
-    path = Path(name)
-    if (path / "results.json").is_file() or (path / "samples.jsonl").is_file():
-        return _Found(path, _checkpoint_of(path, home))
-    if path.is_dir() and not (path / "kat.json").is_file():
-        raise EvidenceError(f"{name}: neither an evaluation (results.json) nor a checkpoint (kat.json)")
-    checkpoint = Path(resolve_model(name, home))
-    identity = str(read_json(checkpoint / "kat.json")["identity"])
-    evals = home / "evals" / identity[:12] / suite
-    if not evals.is_dir():
-        raise UsageError(f"{name}: not evaluated on {suite} yet; run kat eval {suite} {name} --data FILE")
-    return _Found(evals, checkpoint)
-
-
-def _checkpoint_of(evals: Path, home: Path) -> Path | None:
-    """The checkpoint that an evaluation names, where it is still there and still the same."""
-    from kat.runs.files import read_json
-    from kat.runs.home import resolve_model
-
-    if not (evals / "results.json").is_file():
-        return None
-    results = read_json(evals / "results.json")
-    try:
-        folder = Path(resolve_model(str(results.get("model")), home))
-    except UsageError:
-        return None
-    meta = folder / "kat.json"
-    same = meta.is_file() and read_json(meta).get("identity") == results.get("model_hash")
-    return folder if same else None
 
 
 def _counts(a: str, b: str) -> None:
