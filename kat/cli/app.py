@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kat import __version__
-from kat.cli import audit, data, doctor, evaluate, generate, importing, noise, power, run, train, verify
+from kat.cli import audit, data, doctor, evaluate, gate, generate, importing, noise, power, run, train, verify
 
 
 def build_app() -> typer.Typer:
@@ -25,6 +25,7 @@ def build_app() -> typer.Typer:
     app.command("verify")(verify.verify)
     app.command("audit")(audit.audit)
     app.command("power")(power.power)
+    app.command("gate")(gate.gate)
     app.command("noise")(noise.noise)
     app.command("run")(run.run)
     app.add_typer(data.build(), name="data")
