@@ -241,7 +241,7 @@ def test_runs_of_a_recipe_are_all_there_and_each_its_own(world: Path) -> None:
     found = judge(world, "main", "branch", RECIPE)
     assert found.exit_code == 4 and "have the same weights, bit for bit" in found.sentence
     shutil.rmtree(branch / "seed-3")
-    shutil.copytree(world / "main" / "seed-3", branch / "seed-3")
+    shutil.copytree(world / "main" / "seed-1", branch / "seed-3")
     assert "compared with itself" in judge(world, "main", "branch", RECIPE).sentence
 
 
@@ -275,11 +275,11 @@ def test_noise_says_how_many_seeds_decide(world: Path) -> None:
     }
     noise = summarise("made-up", "evals/sft", results, [])
     write_json(world / "noise.json", noise.model_dump(by_alias=True, mode="json"))
-    found = judge(world, "main", "one", RECIPE + 'noise = "noise.json"\n')
+    found = judge(world, "main", "one", RECIPE.replace("0.05", "0.01") + 'noise = "noise.json"\n')
     from kat.stats.power import seeds_for_difference
 
-    assert noise.sd is not None
-    assert f"About {max(5, seeds_for_difference(0.05, noise.sd))} seeds a side decide" in found.sentence
+    assert noise.sd is not None and seeds_for_difference(0.01, noise.sd) > 5
+    assert f"About {seeds_for_difference(0.01, noise.sd)} seeds a side decide" in found.sentence
     edit = json.loads((world / "noise.json").read_text()) | {"sd": 0.0001}
     (world / "noise.json").write_text(json.dumps(edit))
     with pytest.raises(Exception, match="do not follow from its scores"):
@@ -524,6 +524,7 @@ def test_wrong_usage_is_exit_2(
 
 def test_a_models_name_is_no_markup(world: Path) -> None:
     (world / "like").rename(world / "<b>|x`")
-    found = judge(world, "a", "<b>|x`", POLICY)
-    assert "<b>" not in summary(found) and found.exit_code == 0
-    assert ElementTree.fromstring(junit(found)).get("failures") == "0"
+    found = judge(world, "<b>|x`", "<b>|x`", POLICY)
+    assert "<b>|x`" in found.sentence and found.exit_code == 4
+    assert "\\<b\\>\\|x\\`" in summary(found) and "<b" not in summary(found).replace("\\<b", "")
+    assert ElementTree.fromstring(junit(found)).get("errors") == "1"
