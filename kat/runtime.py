@@ -143,6 +143,15 @@ def peak_flops(device: torch.device) -> float | None:
     return PEAK_FLOPS.get(torch.cuda.get_device_name(device))
 
 
+def total_memory(device: torch.device) -> int | None:
+    """Bytes that the device (for a CPU: the machine) has in all; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def peak_memory(device: torch.device) -> int:
     """Peak bytes: of the GPU's allocator on CUDA, else of this process."""
     if device.type == "cuda":

@@ -63,6 +63,12 @@ class GPTConfig:
         attention = 2 * self.n_embd**2 + 2 * self.n_embd * self.n_kv_head * self.head_dim
         return 2 * self.vocab_size * self.n_embd + self.n_layer * (attention + 8 * self.n_embd**2)
 
+    def training_bytes(self, tokens: int) -> int:
+        """About how much memory a training pass over so many tokens takes at the least, in float32: weights, gradients
+        and moments, and what each block keeps for its backward pass."""
+        kept = self.n_layer * 20 * self.n_embd + 4 * self.n_embd  # activations a token
+        return 4 * (4 * self.parameter_count() + kept * tokens)
+
     def flops_per_token(self) -> int:
         """Training FLOPs a token, forward and backward (PaLM, arXiv:2204.02311, appendix B)."""
         matmul_weights = self.parameter_count() - self.vocab_size * self.n_embd

@@ -17,7 +17,7 @@ from kat.model.checkpoint import load_checkpoint
 from kat.model.config import GPTConfig
 from kat.model.gpt import GPT, IGNORE
 from kat.runs.settings import BaseSettings
-from kat.runtime import World, distributed, pick_device, pick_dtype, set_threads
+from kat.runtime import World, distributed, pick_device, pick_dtype, set_threads, total_memory
 from kat.tokenizer.bpe import Tokenizer
 from kat.trainers.loop import INTERRUPTED, Loop, micro_batches
 from kat.trainers.protocol import Capabilities, Events, Job, Result
@@ -35,7 +35,7 @@ class NativeTrainer:
         device = pick_device(job.device)
         tokenizer = Tokenizer.load(job.tokenizer)
         with distributed(device) as world:
-            model = _model(job, tokenizer)
+            model = _model(job, tokenizer, device, world.size)
             set_threads(model.config.parameter_count())
             torch.manual_seed(job.seed)  # nothing draws from it now; the state that is saved must still be the run's
             task = CausalTask(job, model.config, tokenizer, world)
@@ -53,10 +53,12 @@ class NativeTrainer:
         return Result(job.out, loop.step, reason, loop.last)
 
 
-def _model(job: Job, tokenizer: Tokenizer) -> GPT:
+def _model(job: Job, tokenizer: Tokenizer, device: torch.device, world_size: int) -> GPT:
     """The initial model: a checkpoint's, or new weights drawn from the job's seed."""
     if job.init is not None:
-        return load_checkpoint(job.init).model.float()  # master weights are float32, whatever was stored
+        model = load_checkpoint(job.init).model.float()  # master weights are float32, whatever was stored
+        _check_memory(job, model.config, device, world_size)
+        return model
     s = job.settings
     if not isinstance(s, BaseSettings):
         raise UsageError(f"{job.stage}: needs --init CKPT to start from")
@@ -69,9 +71,22 @@ def _model(job: Job, tokenizer: Tokenizer) -> GPT:
         n_kv_head=s.n_kv_head or s.n_head,
         rope_base=s.rope_base,
     )
+    _check_memory(job, config, device, world_size)
     model = GPT(config)
     model.init_weights(torch.Generator().manual_seed(job.seed))
     return model
+
+
+def _check_memory(job: Job, config: GPTConfig, device: torch.device, world_size: int) -> None:
+    """Refuse a shape that no step could be taken with, before the machine swaps itself to a standstill."""
+    rows, _ = micro_batches(job.settings, world_size)
+    tokens = rows * (job.settings.row_len or config.sequence_len)
+    needed, total = config.training_bytes(tokens), total_memory(device)
+    if total is not None and needed > total:
+        raise UsageError(
+            f"{job.stage}: a step over {tokens:,} tokens needs about {needed / 2**30:,.0f} GiB, {device} has "
+            f"{total / 2**30:,.0f}; lower micro_batch_size, row_len or the model's size"
+        )
 
 
 class CausalTask:

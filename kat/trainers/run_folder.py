@@ -213,7 +213,12 @@ def claimed(out: Path, record: dict[str, Any], stop_at: int | None) -> Iterator[
             _same_job(read_json(working / "job.json"), record, working, "is a run in progress with")
         else:
             _prepare(out, working, record)
-        yield
+        try:
+            yield
+        except UsageError:
+            if newest_state(working) is None:  # refused before the first state: nothing to go on from
+                remove_folder(working)
+            raise
 
 
 def _prepare(out: Path, working: Path, record: dict[str, Any]) -> None:

@@ -361,3 +361,9 @@ def test_the_stage_runs_in_a_thread(tmp_path: Path) -> None:
 def test_settings_are_of_the_stage() -> None:
     assert SftSettings().keep_best
     assert SftSettings().peak == 0.1
+
+
+def test_a_shape_beyond_the_memory_of_the_machine_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"base: a step over .* tokens needs about .* GiB, cpu has"):
+        run(request(tmp_path, sequence_len=200_000_000))
+    assert leftovers(tmp_path) == []
