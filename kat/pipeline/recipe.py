@@ -6,6 +6,7 @@
     command = "train tokenizer --data {world}/documents.jsonl --out {out}"
     settings = {vocab_size = 768}         # become --set vocab_size=768
     processes = 2                         # run under torchrun with so many ranks (default 1)
+    exits = [1, 4]                        # with these codes too the other stages go on; the run then ends with the code
 
 `{out}` is the stage's own folder under the run, `{name}` that of another stage (which makes it a dependency),
 `{data}` the folder KAT_DATA, `{NAME}` any value of the recipe's [values] table or a top-level value.
@@ -37,6 +38,7 @@ class Stage:
     needs: tuple[str, ...]
     writes: bool  # False: a stage that prints and leaves no folder
     processes: int = 1
+    exits: tuple[int, ...] = ()  # codes other than 0 with which the others go on; the run still ends with the code
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,15 @@ def _table(table: Any, name: str, where: str) -> Mapping[str, Any]:
         raise UsageError(f"{where}: {name!r} is no name for a stage; use lower-case letters, digits, - and /")
     if not isinstance(table, dict) or not isinstance(table.get("command"), str):
         raise UsageError(f"{where}: stage {name} needs a command")
-    if unknown := sorted(set(table) - {"command", "settings", "processes"}):
-        raise UsageError(f"{where}: stage {name}: unknown key {unknown[0]!r}; known: command, settings, processes")
+    if unknown := sorted(set(table) - {"command", "settings", "processes", "exits"}):
+        raise UsageError(
+            f"{where}: stage {name}: unknown key {unknown[0]!r}; known: command, exits, settings, processes"
+        )
+    if not isinstance(table.get("settings", {}), dict):
+        raise UsageError(f"{where}: stage {name}: settings is {table['settings']!r}; write {{name = value, …}}")
+    exits = table.get("exits", [])
+    if not isinstance(exits, list) or not all(isinstance(code, int) and 0 < code < 128 for code in exits):
+        raise UsageError(f"{where}: stage {name}: exits is {exits!r}; it is a list of exit codes such as [1, 4]")
     if not isinstance(table.get("processes", 1), int) or table.get("processes", 1) < 1:
         raise UsageError(f"{where}: stage {name}: processes is {table['processes']!r}; it must be 1 or more")
     return table
@@ -126,10 +135,14 @@ def _assign(text: str, values: dict[str, Any], settings: dict[str, dict[str, Any
 def _stage(
     name: str, table: Mapping[str, Any], settings: Mapping[str, Any], names: tuple[str, ...], where: str
 ) -> Stage:
-    words = tuple(shlex.split(table["command"]))
+    try:
+        words = tuple(shlex.split(table["command"]))
+    except ValueError as error:
+        raise UsageError(f"{where}: stage {name}: its command cannot be split into words ({error})") from None
     used = {match for word in (*words, *map(str, settings.values())) for match in PLACEHOLDER.findall(word)}
     needs = tuple(other for other in names if other in used and other != name)
-    return Stage(name, words, settings, needs, "out" in used, table.get("processes", 1))
+    processes, exits = table.get("processes", 1), tuple(table.get("exits", ()))
+    return Stage(name, words, settings, needs, "out" in used, processes, exits)
 
 
 def _in_order(stages: Sequence[Stage], where: str) -> tuple[Stage, ...]:
@@ -156,6 +169,21 @@ def command(recipe: Recipe, stage: Stage, run: Path) -> list[str]:
     for key, value in stage.settings.items():
         words += ["--set", f"{key}={_toml(value, fill)}"]
     return words
+
+
+def input_paths(recipe: Recipe, stage: Stage, run: Path) -> list[Path]:
+    """What the stage reads from outside the run: absolute paths in its command and settings (those under {data} are),
+    and paths given as a value of the recipe. Other words are never taken for files of the folder where we stand."""
+    texts = [*stage.words, *(text for value in stage.settings.values() for text in _strings(value))]
+    given = {str(value) for value in recipe.values.values() if isinstance(value, str) and value}
+    filled = [PLACEHOLDER.sub(lambda match: _value(recipe, stage, run, match[1]), text) for text in texts]
+    return [Path(text).absolute() for text in filled if text and (Path(text).is_absolute() or text in given)]
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, list | tuple):
+        return [text for part in value for text in _strings(part)]
+    return [value] if isinstance(value, str) else []
 
 
 def _value(recipe: Recipe, stage: Stage, run: Path, name: str) -> str:

@@ -19,7 +19,8 @@ from typing import Any
 
 from kat import __version__
 from kat.errors import KatError
-from kat.pipeline.recipe import Recipe, Stage, command
+from kat.model.checkpoint import verify_checkpoint
+from kat.pipeline.recipe import Recipe, Stage, command, input_paths
 from kat.runs.files import hash_file, hash_json, read_json, write_json
 
 Say = Callable[[str], None]
@@ -102,6 +103,10 @@ class Run:
             except BaseException:
                 processes.interrupt()
                 raise
+        for stage in self.recipe.stages:
+            if code := (self._note(stage) or {}).get("exit_code"):
+                log = self.notes / f"{_flat(stage.name)}.log"
+                raise StageError(f"{stage.name}: ended with exit code {code}; what it found: {log}", code)
 
     def _run_stage(self, plan: Plan, processes: "_Processes") -> None:
         stage = plan.stage
@@ -118,22 +123,23 @@ class Run:
         seconds = time.perf_counter() - started
         if code == 130 or code < 0:
             raise StageError(f"{stage.name}: interrupted; run the same command again to go on", 130)
-        if code != 0:
+        if code != 0 and code not in stage.exits:
             lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
             last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
             raise StageError(f"{stage.name}: stopped with exit code {code}: {last} (all of it: {log})", code)
         output = self._content(self.folder / stage.name) if stage.writes else None
-        self._write_note(stage, {**note, "finished": True, "output_hash": output, "seconds": round(seconds, 1)})
-        self.say(f"{stage.name}: done in {seconds:.0f} s")
+        self._write_note(
+            stage, {**note, "finished": True, "output_hash": output, "seconds": round(seconds, 1), "exit_code": code}
+        )
+        self.say(f"{stage.name}: done in {seconds:.0f} s{f', exit code {code}' if code else ''}")
 
     def input_hash(self, stage: Stage) -> str:
         """Hash over command, settings, kat's version and the content of all that the stage reads."""
         words = command(self.recipe, stage, self.folder)
         inputs: dict[str, str] = {}
-        for word in words:
-            path = Path(word.partition("=")[2] if word.count("=") else word)
-            if len(word) < 4096 and path.exists() and self.folder not in path.absolute().parents:
-                inputs[word] = self._content(path)
+        for path in input_paths(self.recipe, stage, self.folder):
+            if path.exists() and self.folder not in path.parents:
+                inputs[str(path)] = self._content(path)
         for name in stage.needs:
             inputs[name] = self._content(self.folder / name)
         here = str(self.folder)  # the run may be moved without becoming another
@@ -142,9 +148,12 @@ class Run:
         return hash_json({"kat": __version__, "words": stated, "ranks": ranks, "inputs": sorted(inputs.values())})
 
     def _content(self, path: Path) -> str:
-        """Content hash of a stage's output: a checkpoint's identity, else that of all its files but their run ids."""
+        """Content hash of a stage's output: the identity of a checkpoint that is whole, else that of all its files."""
         if (path / "kat.json").is_file():
-            return str(read_json(path / "kat.json")["identity"])
+            try:
+                return str(verify_checkpoint(path)["identity"])
+            except KatError:
+                return "damaged"
         if (path / "kat_tokenizer.json").is_file():
             return str(read_json(path / "kat_tokenizer.json")["tokenizer_hash"])
         if path.is_file():

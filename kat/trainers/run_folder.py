@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kat.errors import EvidenceError, UsageError
-from kat.model.checkpoint import STATE, read_meta, write_checkpoint
+from kat.errors import EvidenceError, KatError, UsageError
+from kat.model.checkpoint import STATE, read_meta, verify_checkpoint, write_checkpoint
 from kat.model.gpt import GPT
 from kat.model.tensors import load_tensors, save_tensors
 from kat.runs.files import (
@@ -215,7 +215,7 @@ def claimed(out: Path, record: dict[str, Any], stop_at: int | None) -> Iterator[
             _prepare(out, working, record)
         try:
             yield
-        except UsageError:
+        except KatError:
             if newest_state(working) is None:  # refused before the first state: nothing to go on from
                 remove_folder(working)
             raise
@@ -237,7 +237,7 @@ def _check_result(out: Path, record: dict[str, Any], stop_at: int | None) -> Non
     """Is what lies at `out` a result of this job that may go on?"""
     if not (out / "kat.json").is_file():
         raise UsageError(f"{out}: exists and is no kat checkpoint; choose another --out")
-    meta = read_meta(out)
+    meta = verify_checkpoint(out)
     if "job_hash" not in meta:
         raise UsageError(f"{out}: exists and was not trained by this command; choose another --out or remove it")
     _same_job(meta, record, out, "was trained with")
