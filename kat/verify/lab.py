@@ -49,8 +49,12 @@ class Lab:
     # Subjects
 
     def fresh(self, seed: int | None = None, **overrides: Any) -> Any:
-        """A new subject; the same seed gives the same one."""
-        return self._make(seed=self.seed if seed is None else seed, tiny=True, **overrides)
+        """A new subject; the same seed gives the same one. Its dropout layers are off, so that what is
+        compared is exact; only a resumed run is looked at with them, for the state of the generators."""
+        subject = self._make(seed=self.seed if seed is None else seed, tiny=True, **overrides)
+        if self.check.family != "resume":
+            silence_dropout(subject)
+        return subject
 
     @property
     def make(self) -> Make:
@@ -125,7 +129,12 @@ class Lab:
 
     def forward(self, subject: Any, ids: Tensor, **kwargs: Tensor) -> Tensor:
         """Logits (B, T, V)."""
-        return _logits(subject.forward(ids, **kwargs), ids, self.traits.vocab, "forward")
+        logits = _logits(subject.forward(ids, **kwargs), ids, self.traits.vocab, "forward")
+        if not kwargs and not torch.isfinite(logits).all():  # under a mask, what stands at padding may be anything
+            raise Failed(
+                "forward gives NaN or infinite logits", measured=float("nan"), case=f"ids of shape {tuple(ids.shape)}"
+            )
+        return logits
 
     def forward_cached(self, subject: Any, ids: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Logits (B, T, V) of these ids after what the state holds, and the new state."""
@@ -283,6 +292,17 @@ def traits_of(subject: Any) -> Traits:
             logits = subject.forward(torch.zeros(1, 2, dtype=torch.long))
         traits = Traits(**{**vars(traits), "vocab": int(logits.shape[-1])})
     return traits
+
+
+def silence_dropout(subject: Any) -> None:
+    """Set the rate of every dropout layer in the modules that a subject holds, itself or one step away, to 0."""
+    held = [value for value in getattr(subject, "__dict__", {}).values() if hasattr(value, "__dict__")]
+    modules = [value for value in held if isinstance(value, torch.nn.Module)]
+    modules += [inner for value in held for inner in vars(value).values() if isinstance(inner, torch.nn.Module)]
+    for module in modules:
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.modules.dropout._DropoutNd):
+                layer.p = 0.0
 
 
 def parameters(subject: Any) -> Named:

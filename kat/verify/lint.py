@@ -21,6 +21,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kat.errors import UsageError
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # Calls that fail by themselves, by the last part of their name.
@@ -82,12 +84,12 @@ class LintFinding:
 def lint(paths: Iterable[Path | str]) -> list[LintFinding]:
     """What is found in the test files (`test_*.py`, `*_test.py`) under these folders, and in these files.
 
-    FileNotFoundError where a path does not exist.
+    UsageError where a path does not exist.
     """
     given = [Path(path) for path in paths]
     for path in given:
         if not path.exists():
-            raise FileNotFoundError(path)
+            raise UsageError(f"--lint-tests {path}: no such file or folder")
     files = sorted({file for path in given for file in _test_files(path)})
     read: dict[Path, _File] = {}
     findings = []

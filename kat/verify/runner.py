@@ -2,8 +2,10 @@
 
 import importlib.resources
 import json
+import os
 import random
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -129,7 +131,11 @@ def _offered(source: Source, seed: int, limit: float) -> frozenset[str] | Findin
     try:
         with _limited(limit):
             _reseed(seed)
-            return capabilities(source.make(seed=seed, tiny=True))
+            subject = source.make(seed=seed, tiny=True)
+            found = capabilities(subject)
+        if not found:
+            raise TypeError(f"make returned a {type(subject).__name__}, which has none of the contract's methods")
+        return found
     except KeyboardInterrupt:
         raise
     except UsageError:
@@ -196,6 +202,9 @@ def _with_expectation(finding: Finding, reason: str | None) -> Finding:
     return Finding(**{**vars(finding), "outcome": outcome, "message": message})
 
 
+PATIENCE = 30  # interruptions, one a second, after which a check that swallows them ends the whole run
+
+
 class _TimeLimit(BaseException):
     """Not an Exception, so that an adapter that swallows those still ends."""
 
@@ -204,7 +213,16 @@ class _TimeLimit(BaseException):
 def _limited(seconds: float) -> Iterator[None]:
     """Interrupt what runs longer; where signals can't be had (another thread, Windows) there is no limit."""
 
+    armed, fired = True, 0
+
     def stop(*_: object) -> None:
+        nonlocal fired
+        if not armed:
+            return
+        fired += 1
+        if fired > PATIENCE:  # the adapter swallows every interruption: nothing else ends it
+            print(f"kat: a check ignores its time limit of {seconds:g} s; stopping", file=sys.stderr, flush=True)
+            os._exit(4)
         raise _TimeLimit(f"took longer than {seconds:g} s")
 
     try:
@@ -216,8 +234,11 @@ def _limited(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
+        armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    if fired:
+        raise _TimeLimit(f"took longer than {seconds:g} s, and swallowed the interruption")
 
 
 def _reseed(seed: int) -> None:

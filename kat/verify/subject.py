@@ -35,6 +35,8 @@ class Traits:
     window: how far back the layers see, where that is limited. tied_head: embedding and head are one tensor.
     pack_isolated: documents that share a row do not see each other.
     loss_agg: "token-mean" (sum over the whole step's supervised tokens / their number), "sequence-mean", "token-sum".
+    long_rows_keep_a_target: a row that is too long is dropped, or cut so that something in it is still learned; False
+    where it is plainly cut.
     supervised: "assistant" (each assistant message and its end token) or "all".
     parses_specials: special tokens typed as text become special ids, on purpose.
     normalisation: "NFC", "NFKC", "NFD" or "NFKD" where the tokenizer normalises a text before it encodes it.
@@ -62,6 +64,7 @@ class Traits:
     tied_head: bool = False
     pack_isolated: bool = True
     loss_agg: str = "token-mean"
+    long_rows_keep_a_target: bool = True
     supervised: str = "assistant"
     parses_specials: bool = False
     normalisation: str | None = None
@@ -170,7 +173,11 @@ class Subject(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
     def save(self, path: Path) -> None: ...
     def load(self, path: Path) -> None: ...
-    def build_prompt(self, item: Mapping[str, Any], shots: Sequence[Mapping[str, Any]] = ()) -> list[Message]: ...
+    def build_prompt(self, item: Mapping[str, Any], shots: Sequence[Mapping[str, Any]] = ()) -> list[Message]:
+        """The messages up to the answer. An item has the keys id, question, choices (list), answer (index), hint,
+        lecture, solution, subject, topic, grade and has_image. shots are candidates: the item itself, where it is among
+        them, must not be shown."""
+
     def extract(self, text: str, n_choices: int) -> str | None: ...
     def grade(self, item: Mapping[str, Any], text: str) -> float: ...
     def aggregate(self, scores: Sequence[float], groups: Sequence[str] | None = None) -> Mapping[str, float]: ...

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kat.errors import UsageError
 from kat.verify.lint import lint
 
 HEAD = "import pytest\nimport torch\nimport numpy as np\nfrom mypkg import f, Model\n\n"
@@ -314,7 +315,7 @@ def test_a_file_that_is_no_python_is_named(tmp_path: Path) -> None:
     (tmp_path / "test_bytes.py").write_bytes(b"x = '\xff'\n")
     found = [(finding.file.name, finding.rule) for finding in lint([tmp_path])]
     assert found == [("test_bad.py", "not-read"), ("test_bytes.py", "not-read")]
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UsageError, match="no such file"):
         lint([tmp_path / "nothing"])
 
 

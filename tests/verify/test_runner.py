@@ -1,6 +1,7 @@
 """The runner, its outcomes and what it says, on a subject that shares no code with kat."""
 
 import json
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -27,7 +28,7 @@ def run(make, **more) -> Report:
     [
         (toy.make, "PASS", 0, ""),
         (toy.make_future, "FAIL", 1, "logits before position"),
-        (toy.make_nan, "FAIL", 1, "logits before position"),
+        (toy.make_nan, "FAIL", 1, "NaN"),
         (toy.make_no_context, "VACUOUS", 4, "no context"),
         (toy.make_raises, "ERROR", 4, "RuntimeError: no"),
         (toy.make_wrong_shape, "ERROR", 4, "forward returns shape"),
@@ -59,6 +60,9 @@ def test_a_subject_that_cannot_be_made_is_one_error():
 def test_nothing_that_applies_is_not_a_success():
     class Empty:
         traits = Traits(vocab=5)
+
+        def lr(self, step):
+            return 1.0
 
     report = run(lambda seed=0, tiny=True: Empty())
     assert report.findings[0].outcome == "SKIP"
@@ -205,3 +209,26 @@ def test_a_file_is_an_adapter_and_settings_reach_its_make(tmp_path):
     assert source.folder == Path(tmp_path)
     report = run_checks(source, ONE)
     assert "the word is owl" in report.findings[0].message
+
+
+def test_logits_that_are_no_numbers_are_said_to_be_that():
+    assert run(toy.make_nan).findings[0].message == "forward gives NaN or infinite logits"
+
+
+def test_a_swallowed_time_limit_is_an_error_all_the_same():
+    class Swallows(toy.ToySubject):
+        def forward(self, ids, attention_mask=None, position_ids=None):
+            try:
+                time.sleep(5)
+            except BaseException:  # noqa: BLE001 (what a stranger's code may do)
+                return super().forward(ids)
+
+    report = run(lambda seed=0, tiny=True: Swallows(seed), expected=Expected(time_limit=0.2))
+    assert report.findings[0].outcome == "ERROR"
+    assert "swallowed" in report.findings[0].message
+
+
+def test_a_make_that_returns_nothing_is_one_error():
+    report = run(lambda seed=0, tiny=True: None)
+    assert [(f.check, f.outcome) for f in report.findings] == [("make", "ERROR")]
+    assert "NoneType" in report.findings[0].message

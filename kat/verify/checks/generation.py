@@ -293,7 +293,7 @@ def generate_leaves_no_trace(lab: Lab) -> None:
                 case=f"2 prompts, {sample}: {results[0]} instead of {results[1]}",
             )
     ids = lab.ids(2, min(16, traits.max_len))
-    gradients = []
+    gradients, fresh = [], lab.randomised()  # one that has never generated
     for subject in (used, fresh):
         try:
             with torch.enable_grad():

@@ -35,6 +35,7 @@ REFUSALS = (ValueError, ArithmeticError, RuntimeError, AssertionError, KatError)
 def loss_matches_token_oracle(lab: Lab) -> None:
     """The loss and its gradient are those of -log p over exactly the supervised tokens, each given the ids before it,
     aggregated as declared."""
+    require_deterministic_loss(lab)
     subject = lab.randomised()
     for rows, case in _cases(lab):
         value, gradient = _loss(lab, subject, rows)
@@ -68,6 +69,7 @@ def loss_matches_token_oracle(lab: Lab) -> None:
 def loss_ignores_padding_order_and_tail(lab: Lab) -> None:
     """A batch's loss and gradient are the declared mean of its rows', whatever their order, the padding that longer
     rows bring, and the tokens after a row's last target."""
+    require_deterministic_loss(lab)
     subject = lab.randomised()
     rows = lab.rows()
     long = lab.row(min(lab.traits.max_len, 40), 1, tail=2)
@@ -125,6 +127,7 @@ def loss_ignores_padding_order_and_tail(lab: Lab) -> None:
 def batch_without_targets_is_inert(lab: Lab) -> None:
     """A micro-batch in which nothing is supervised has a finite loss and no gradient, changes nothing in an
     accumulation, and is refused as a whole step or leaves the weights finite."""
+    require_deterministic_loss(lab)
     lab.require(lab.traits.supervised != "all", "every token is learned: there is no batch without a target")
     subject = lab.randomised()
     rows = lab.rows()
@@ -473,4 +476,15 @@ def require_deterministic_training(lab: Lab) -> None:
         subject = lab.randomised()
         torch.manual_seed(seed)
         losses.append(subject.train_step([subject.collate(rows)]).get("loss"))
-    lab.require(losses[0] == losses[1], "a training step depends on the global generator (dropout)")
+    lab.require(losses[0] == losses[1], "a training step draws from the global generator: make it without dropout")
+
+
+def require_deterministic_loss(lab: Lab) -> None:
+    """Skip where the loss draws random numbers (dropout in train mode): it is then no function of its batch."""
+    subject = lab.randomised()
+    batch = subject.collate(lab.rows()[:2])
+    losses = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        losses.append(float(lab.loss(subject, batch).detach()))
+    lab.require(losses[0] == losses[1], "loss draws from the global generator: make it without dropout")
