@@ -39,7 +39,12 @@ def audit(
     from kat.data.sources import load_examples
 
     arm_a, arm_b = find_evaluation(a, suite, home), find_evaluation(b, suite, home)
-    items = [row for row in load_examples(train).rows if isinstance(row, ChoiceItem)] if train else None
+    items = None
+    if train:
+        rows = load_examples(train)
+        if rows.faults:
+            typer.echo(f"--train: {rows.report()}", err=True)
+        items = [row for row in rows.rows if isinstance(row, ChoiceItem)]
     folder = out or home / "audits" / f"{arm_a.evals.parent.name}-{arm_b.evals.parent.name}-{suite}"
     known = (arm_a.checkpoint, arm_b.checkpoint)
     found = compare(

@@ -58,8 +58,9 @@ def drills(
     from kat.data.drills import letter_drills
     from kat.data.sources import load_choice_items
 
-    _write_items(out, letter_drills(load_choice_items(source).rows, n, seed))
-    typer.echo(f"{out}: {n:,} drills")
+    rows = load_choice_items(source)
+    _write_items(out, letter_drills(rows.rows, n, seed))
+    typer.echo(f"{out}: {n:,} drills ({rows.report()})")
 
 
 def lessons(
@@ -70,11 +71,11 @@ def lessons(
     from kat.data.sources import load_choice_items
     from kat.runs.files import canonical_json, write_text
 
-    items = load_choice_items(source).rows
-    texts = dict.fromkeys(text for item in items for text in (item.lecture, item.solution) if text.strip())
-    rows = ({"id": f"lesson-{k}", "text": text} for k, text in enumerate(texts))
-    write_text(out, "".join(canonical_json(row) + "\n" for row in rows))
-    typer.echo(f"{out}: {len(texts):,} documents")
+    rows = load_choice_items(source)
+    texts = dict.fromkeys(text for item in rows.rows for text in (item.lecture, item.solution) if text.strip())
+    written = ({"id": f"lesson-{k}", "text": text} for k, text in enumerate(texts))
+    write_text(out, "".join(canonical_json(row) + "\n" for row in written))
+    typer.echo(f"{out}: {len(texts):,} documents ({rows.report()})")
 
 
 def contamination(
@@ -85,7 +86,11 @@ def contamination(
     from kat.data.contamination import check
     from kat.data.sources import load_choice_items, load_examples
 
-    for line in check(load_examples(train).rows, load_choice_items(against).rows).lines():
+    known, asked = load_examples(train), load_choice_items(against)
+    for name, rows in (("--train", known), ("--eval", asked)):
+        if rows.faults:
+            typer.echo(f"{name}: {rows.report()}", err=True)
+    for line in check(known.rows, asked.rows).lines():
         typer.echo(line)
 
 

@@ -113,4 +113,6 @@ def show(results: "Results", folder: Path) -> None:
     for name, m in results.metrics.items():
         mark = "*" if name == results.primary else " "
         typer.echo(f" {mark}{name:28s} {m.estimate:8.4f}  [{m.low:.4f}, {m.high:.4f}]  {m.method}")
+    if results.n_over_context:
+        typer.echo(f"  {results.n_over_context:,} prompts are longer than the context that the model is made for")
     typer.echo(f"  {folder}")

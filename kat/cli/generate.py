@@ -47,6 +47,13 @@ def generate(
         ids = render_for_completion(tokenizer, [{"role": "user", "content": text}])
     else:
         ids = [tokenizer.bos_id, *tokenizer.encode(text)]
+    context_len = checkpoint.model.config.sequence_len
+    if len(ids) > context_len:
+        print(
+            f"kat: the prompt's {len(ids)} tokens are more than the context of {context_len} that the model is made "
+            "for; what it says may be nonsense",
+            file=sys.stderr,
+        )
     sampling = _sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty)
     _answer(checkpoint, ids, sampling, seed)
 

@@ -171,6 +171,8 @@ def _parse_line(text: str, path: Path, line: int) -> dict[str, Any] | RowError:
                 f"line {line - 1}"
             ) from None
         return RowError(f"not JSON ({error.msg}, column {error.colno})")
+    except ValueError as error:  # an integer of thousands of digits
+        return RowError(f"not usable JSON ({error})")
     if not isinstance(row, dict):
         return RowError(f"not a JSON object but {_kind(row)}")
     if "\\u" in text and _has_lone_surrogate(row):

@@ -25,6 +25,7 @@ class Identity:
     protocol: dict[str, object]
     limit: int | None
     seed: int
+    n_over_context: int = 0
 
 
 def check_folder(out: Path, identity: Identity, plan: Sequence[Planned], rows: Sequence[Sample]) -> Results | None:
@@ -79,6 +80,7 @@ def finish(out: Path, identity: Identity, rows: list[Sample], before: Results | 
         n_items=len({(row.item_hash, row.item_id) for row in rows}),
         n_unparsed=sum(row.extracted is None for row in rows if row.expected is not None),
         n_dropped_rows=suite.n_dropped,
+        n_over_context=identity.n_over_context,
         limit=identity.limit,
         seed=identity.seed,
         data=suite.data,

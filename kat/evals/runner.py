@@ -64,7 +64,9 @@ def run_suite(
     plan = [_plan(suite, item, backend, protocol_hash(protocol), seed) for item in chosen]
     batches = batch_plan(plan, batch_size)
     with open_store(out) as (rows, writer):
-        identity = Identity(suite, model or backend.name, backend.identity, protocol, limit, seed)
+        context = getattr(backend, "context", None)
+        over = sum(planned.length > context for planned in plan) if context and not _counts_bytes(plan) else 0
+        identity = Identity(suite, model or backend.name, backend.identity, protocol, limit, seed, over)
         before = check_folder(out, identity, plan, rows)
         present = {sample_key(row) for row in rows}
         new: list[Sample] = []
@@ -84,6 +86,11 @@ def run_suite(
             if progress is not None:
                 progress(min(done, len(plan)), len(plan))
         return finish(out, identity, [*rows, *new], before, changed=bool(new))
+
+
+def _counts_bytes(plan: Sequence[Planned]) -> bool:
+    """Whether lengths are those of texts, which the backend cuts into windows of its context."""
+    return not all(isinstance(planned.request, Generate | ScoreChoices) for planned in plan)
 
 
 def choose(items: Sequence[Any], limit: int | None, seed: int, data: str) -> list[Any]:

@@ -55,6 +55,7 @@ class Backend(Protocol):
     name: str
     identity: str
     protocol: dict[str, Any]
+    context: int | None  # tokens that the model is made for, where it says
 
     def prompt(self, messages: list[Message]) -> tuple[str, list[int]]:
         """The prompt as text and as ids, up to where the assistant speaks."""
@@ -77,6 +78,7 @@ class NativeBackend:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.model, self.tokenizer = checkpoint.model, checkpoint.tokenizer
         self.name, self.identity = str(checkpoint.folder), checkpoint.identity
+        self.context: int | None = self.model.config.sequence_len
         self.protocol = {
             "backend": f"kat/{__version__}",
             "device": self.model.device.type,

@@ -44,6 +44,7 @@ class HFBackend:
         self.model.generation_config = transformers.GenerationConfig(
             eos_token_id=self.stop_ids or None, pad_token_id=self.pad_id
         )
+        self.context: int | None = getattr(self.model.config, "max_position_embeddings", None)
         self.name, self.identity = f"hf:{folder}", identity_of(self.model.state_dict(), folder)
         self.protocol: dict[str, Any] = {
             "backend": f"transformers/{transformers.__version__}",

@@ -68,6 +68,7 @@ class Results(BaseModel):
     n_items: int
     n_unparsed: int
     n_dropped_rows: int = 0
+    n_over_context: int = Field(0, description="items whose prompt is longer than the context the model is made for")
     limit: int | None = None
     seed: int
     data: str

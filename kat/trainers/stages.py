@@ -165,7 +165,9 @@ def build_job(request: Request, console: Console) -> Job:
     say(console, f"{request.stage}: {rows.report()}")
     training, held_out = rows.rows, []
     if s.validation:
-        held_out = load_examples([Path(path) for path in s.validation], max_bad=s.max_bad).rows
+        validation_rows = load_examples([Path(path) for path in s.validation], max_bad=s.max_bad)
+        say(console, f"{request.stage}: for validation {validation_rows.report()}")
+        held_out = validation_rows.rows
     elif s.validation_share:
         training, held_out = hold_out(rows.rows, s.validation_share)
     if not training:
@@ -195,6 +197,11 @@ def build_job(request: Request, console: Console) -> Job:
     if validation is not None and not len(validation):
         say(console, f"{request.stage}: no validation row has a supervised token; going without validation")
         validation = None
+    if validation is None and (s.early_stop or s.schedule == "plateau"):
+        wanted = "early_stop" if s.early_stop else "schedule = plateau"
+        raise UsageError(f"{request.stage}: {wanted} needs validation rows; give validation or a validation_share")
+    if validation is None and s.keep_best:
+        say(console, f"{request.stage}: no validation rows, so the last step is kept, not the best")
     return Job(
         stage=request.stage,
         init=init,

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from kat.errors import UsageError
+from kat.model.checkpoint import save_checkpoint
 from kat.pipeline import runner
 from kat.pipeline.recipe import command, load_recipe, make_recipe, recipe_names
 from kat.pipeline.runner import Run, StageError
+from tests.model.helpers import tiny_tokenizer
+from tests.model.test_checkpoint import small_model
 
 # A stand-in for kat: joins the words it is given and the content of the files among them into OUT/text.
 WORKER = """
@@ -206,3 +209,83 @@ def test_every_recipe_that_comes_with_kat_is_whole(tmp_path: Path, monkeypatch: 
 def test_an_unknown_recipe_names_the_known_ones() -> None:
     with pytest.raises(UsageError, match="demo"):
         load_recipe("dem")
+
+
+def test_a_stage_that_may_fail_does_not_hide_what_follows(tmp_path, monkeypatch) -> None:
+    """A report needs the findings of a stage that found something; the run still ends with that stage's code."""
+    recipe = make_recipe(
+        "r",
+        {
+            "stages": {
+                "broken": {
+                    "command": "verify tests.verify.toy:make_future -k future --json {out}/v.json",
+                    "exits": [1],
+                },
+                "after": {"command": "audit --counts 1/2/3 {after_of}", "settings": {}},
+            },
+            "after_of": "2/2/3",
+        },
+        (),
+        "r.toml",
+    )
+    said: list[str] = []
+    run = Run(recipe, tmp_path / "runs" / "r", said.append)
+    with pytest.raises(StageError) as stopped:
+        run.execute(None, 1)
+    assert stopped.value.exit_code == 1
+    assert "broken: ended with exit code 1" in str(stopped.value)
+    assert (tmp_path / "runs" / "r" / "broken" / "v.json").is_file()
+    assert any(line.startswith("after: done") for line in said)
+    with pytest.raises(StageError):  # not forgotten the second time, though nothing is run again
+        run.execute(None, 1)
+
+
+@pytest.mark.parametrize(
+    ("table", "word"),
+    [
+        ({"command": 'data microworld --out "{out}'}, "cannot be split"),
+        ({"command": "doctor", "settings": 3}, "settings is 3"),
+        ({"command": "doctor", "exits": 1}, "exits is 1"),
+    ],
+)
+def test_malformed_stages_are_one_line(table, word) -> None:
+    with pytest.raises(UsageError, match=word):
+        make_recipe("r", {"stages": {"one": table}}, (), "r.toml")
+
+
+def test_only_declared_paths_are_inputs(tmp_path, monkeypatch) -> None:
+    """A folder that happens to be called like a word of the command is none; a file in a list of settings is one."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("1\n")
+    content = {"stages": {"base": {"command": "train base --out {out}", "settings": {"validation": [str(file)]}}}}
+    run = Run(make_recipe("r", content, (), "r.toml"), tmp_path / "runs" / "r", lambda _: None)
+    stage = run.recipe.stages[0]
+    monkeypatch.chdir(tmp_path)
+    before = run.input_hash(stage)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "train").write_text("x")
+    assert run.input_hash(stage) == before
+    file.write_text("2\n")
+    assert run.input_hash(stage) != before
+
+
+def test_what_a_stage_reads_from_another_is_part_of_its_inputs(tmp_path) -> None:
+    content = {"stages": {"a": {"command": "doctor {out}"}, "b": {"command": "doctor {a} {out}"}}}
+    run = Run(make_recipe("r", content, (), "r.toml"), tmp_path / "runs" / "r", lambda _: None)
+    (run.folder / "a").mkdir(parents=True)
+    (run.folder / "a" / "f").write_text("1")
+    before = run.input_hash(run.recipe.stage("b"))
+    (run.folder / "a" / "f").write_text("2")
+    assert run.input_hash(run.recipe.stage("b")) != before
+
+
+def test_a_destroyed_checkpoint_is_made_again(tmp_path) -> None:
+    content = {"stages": {"a": {"command": "import nanochat x --out {out}"}}}
+    run = Run(make_recipe("r", content, (), "r.toml"), tmp_path / "runs" / "r", lambda _: None)
+    save_checkpoint(run.folder / "a", small_model(), tiny_tokenizer(), {"stage": "base"})
+    whole = run._content(run.folder / "a")
+    weights = run.folder / "a" / "model.safetensors"
+    content_bytes = bytearray(weights.read_bytes())
+    content_bytes[-1] ^= 1
+    weights.write_bytes(content_bytes)
+    assert run._content(run.folder / "a") != whole

@@ -93,6 +93,14 @@ def test_all_kinds_of_rows_are_held_out_by_content() -> None:
         assert any(isinstance(row, kind) for row in train_rows)
 
 
+def test_a_choice_item_is_held_out_by_its_content_not_by_its_name() -> None:
+    items = [parse_choice_item({**ITEM, "id": str(i), "question": f"Which {i}?"}) for i in range(200)]
+    renamed = [replace(item, id=f"other {item.id}") for item in items]
+    first, second = (hold_out(rows, 0.3)[1] for rows in (items, renamed))
+    assert 20 < len(first) < 100
+    assert [item.question for item in first] == [item.question for item in second]
+
+
 def test_option_orders_are_rotations_with_names_of_their_own() -> None:
     item, document = parse_example(ITEM), Document("d", "t")
     expanded = with_option_orders([item, document], 5)

@@ -232,3 +232,14 @@ def test_a_make_that_returns_nothing_is_one_error():
     report = run(lambda seed=0, tiny=True: None)
     assert [(f.check, f.outcome) for f in report.findings] == [("make", "ERROR")]
     assert "NoneType" in report.findings[0].message
+
+
+def test_a_checkpoint_of_kat_is_a_subject_too(tmp_path):
+    from kat.model.checkpoint import save_checkpoint
+    from kat.verify.adapters import native
+
+    made = native.make(seed=3)
+    save_checkpoint(tmp_path / "c", made.model, made.tokenizer, {"stage": "sft"})
+    report = run_checks(open_subject(f"kat:{tmp_path / 'c'}"), all_checks(), level=3)
+    assert {f.outcome for f in report.findings} == {"PASS", "SKIP"}
+    assert report.exit_code == 0

@@ -68,7 +68,10 @@ def make(seed: int = 0, tiny: bool = True, checkpoint: Path | None = None, **ove
         model.init_weights(torch.Generator().manual_seed(seed))
     defaults = {"steps": TOTAL_STEPS, "warmup_steps": 4, "schedule": "linear", "final": 0.1, "peak": 1.0, "clip": 0.5}
     settings = make_settings(SftSettings, {**defaults, **overrides}, "native")
-    return NativeSubject(model, tokenizer, settings, seed)
+    subject = NativeSubject(model, tokenizer, settings, seed)
+    if checkpoint is not None:
+        subject.variants = ()  # its configuration is what it is
+    return subject
 
 
 @functools.cache
