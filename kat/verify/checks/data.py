@@ -607,7 +607,7 @@ def _packable(lab: Lab) -> list[list[Row]]:
         mask[-1] = 1
         mask[1] = 1
         del ids[len(mask) :]
-    pretraining = [(lab.ids(1, length)[0].tolist(), [1] * length) for length in (5, 4, 6)]  # every token is a target
+    pretraining = [(lab.ids(1, length)[0].tolist(), [0] + [1] * (length - 1)) for length in (5, 4, 6)]
     lists = [two, pretraining, [lab.row(4, 2) for _ in range(4)], [*lab.rows(), *two]]
     if lab.traits.max_len <= LONGEST:  # as many tokens as a row holds, with and without the last target's place
         for total in (lab.traits.max_len, lab.traits.max_len + 1, lab.traits.max_len + 2):
