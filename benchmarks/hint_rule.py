@@ -2,7 +2,7 @@
 
     python benchmarks/hint_rule.py
 
-Where the hint mentions several options (a crowded hint mentions all) the rule guesses among them, so its score is exact.
+Where a hint mentions several options (a crowded one mentions all) the rule guesses among them; its score is exact.
 """
 
 from collections import defaultdict
