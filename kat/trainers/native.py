@@ -47,8 +47,9 @@ class NativeTrainer:
             loop = Loop(trained, task, job.settings, world=world, device=device, dtype=dtype, out=job.out)
             if resume is not None:
                 loop.restore(load_state(resume))
+            lines = loop.preflight(task.example())  # on all ranks: a rollout is made by them together
             if world.is_main:
-                events.start(loop.preflight(task.example()), loop.step, task.total_steps)
+                events.start(lines, loop.step, task.total_steps)
             reason = loop.run(events, job.stop_at)
             if reason != INTERRUPTED and world.is_main:
                 write_result(job, loop, tokenizer, reason)
