@@ -189,9 +189,7 @@ class GrpoSettings(LoopSettings):
                 f"prompts_per_rollout x completions = {rows} rows are no multiple of batch_size {self.batch_size}"
             )
         if self.keep_best or self.early_stop or self.validation or self.schedule == "plateau":
-            raise ValueError(
-                "keep_best, early_stop, validation and schedule = plateau need what GRPO has not: validation"
-            )
+            raise ValueError("keep_best, early_stop, validation and schedule = plateau: GRPO has no validation")
         _needs_density(self.density, self.sampling)
         return self
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from kat.data.encoded import PairData, PromptData, encode_pairs, encode_prompts
 from kat.data.preferences import Pair, load_pairs, load_prompts
+from kat.density.folder import load_density
 from kat.density.schedule import draw_schedule, placebo_weights
 from kat.errors import UsageError
 from kat.model.checkpoint import read_config
@@ -121,9 +122,7 @@ def prompt_weights(sampling: Weighting, folder: str | None, data: PromptData, se
     if sampling == "uniform":
         return None
     assert folder is not None
-    from kat.density.folder import load_density
-
-    weights = load_density(Path(folder), data.names)
+    weights = load_density(Path(folder), data.names, subset=data.n_dropped > 0)
     if sampling == "placebo":
         weights = placebo_weights(weights, [len(ids) for ids in data.ids], seed)
     return weights
@@ -134,11 +133,9 @@ def _pair_weights(sampling: Weighting, folder: str | None, data: PairData, seed:
     if sampling == "uniform":
         return None
     assert folder is not None
-    from kat.density.folder import load_density
-
     of_prompt = Counter(data.prompts)
     prompts = tuple(of_prompt)
-    weights = load_density(Path(folder), prompts)
+    weights = load_density(Path(folder), prompts, subset=True)  # without the held-out prompts
     if sampling == "placebo":
         length = dict(zip(data.prompts, data.prompt_lengths, strict=True))
         weights = placebo_weights(weights, [length[prompt] for prompt in prompts], seed)

@@ -82,8 +82,10 @@ def make_rollout(
     ids, mask, old, ref = (world.gather(tensor) for tensor in (ids, mask, old, ref))
     rewards, lengths, stopped = (world.gather(tensor) for tensor in (rewards, lengths, stopped))
     if bool((stopped & (lengths == 1)).all()):
+        raise CollapseError("collapsed: every completion of a rollout is empty; lower peak or raise kl_coef")
+    if settings.mask_truncated and not bool(stopped.any()):
         raise CollapseError(
-            "every completion of the rollout is empty: the policy says nothing any more; lower the rate"
+            "collapsed: no completion of a rollout ends, and mask_truncated then leaves nothing to learn from"
         )
     divergence = k3(old, ref)[mask].double().mean()  # KL(policy ‖ reference), an estimate without bias
     judged = penalise(rewards, old, ref, mask, kl_coef) if settings.kl_in == "reward_k1" else rewards
