@@ -110,8 +110,8 @@ def make_study(plan: Preregistration, results: Iterable[StudyResult], where: str
             raise EvidenceError(f"{where}: {_name(run)} is there twice")
         if result.preregistration != plan_hash:
             raise EvidenceError(
-                f"{where}: {_name(run)} was made under plan {result.preregistration[:12]}, this one is {plan_hash[:12]}: "
-                "the pre-registration was changed"
+                f"{where}: {_name(run)} was made under plan {result.preregistration[:12]}, this one is "
+                f"{plan_hash[:12]}: the pre-registration was changed"
             )
         if result.outcome == "finished" and (lacking := [name for name in metrics if name not in result.metrics]):
             raise EvidenceError(f"{where}: {_name(run)} lacks the declared metric {lacking[0]}; evaluate it again")
@@ -125,8 +125,8 @@ def make_study(plan: Preregistration, results: Iterable[StudyResult], where: str
         missing = [(arm, seed) for arm in plan.arms for seed in plan.seeds if (arm, seed) not in found]
         names = ", ".join(_name(run) for run in missing[:SHOWN]) + (", …" if len(missing) > SHOWN else "")
         raise EvidenceError(
-            f"{where}: {len(missing)} of {len(declared)} runs missing ({names}); run them: no verdict without them, and "
-            "a run that diverged is written down as diverged"
+            f"{where}: {len(missing)} of {len(declared)} runs missing ({names}); run them: no verdict without them, "
+            "and a run that diverged is written down as diverged"
         )
     return Study(plan, plan_hash, found)
 

@@ -16,8 +16,8 @@ from kat.errors import UsageError
 from kat.runs.files import hash_json
 from kat.stats.study import FEWEST_SEEDS, Rules
 
-PREREGISTRATION_SCHEMA = "kat.preregistration/1"
-STUDY_RESULT_SCHEMA = "kat.study-result/1"
+PREREGISTRATION_SCHEMA: Literal["kat.preregistration/1"] = "kat.preregistration/1"
+STUDY_RESULT_SCHEMA: Literal["kat.study-result/1"] = "kat.study-result/1"
 
 Direction = Literal["better", "worse"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
@@ -124,7 +124,7 @@ class Preregistration(BaseModel):
 
 
 class StudyResult(BaseModel):
-    """One run of one arm: its numbers, or that it diverged and how. A run whose metric can't be computed has diverged."""
+    """One run of one arm: its numbers, or that it diverged and how (so has a run whose metric can't be computed)."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
