@@ -75,7 +75,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the claim. `p` is of "the part is false", `p_against` of "the part is true by what is of interest"."""
+    """One part of the claim. `p` is of "it is false", `p_against` of "it is true by as much as is of interest"."""
 
     kind: Literal["primary", "guard"]
     against: str
