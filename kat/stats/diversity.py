@@ -141,7 +141,8 @@ def compression_ratio(texts: Sequence[str]) -> float:
     """Bytes of all texts over their bytes under xz; higher is more repetitive (Shaib et al. 2024, arXiv:2403.00553,
     with gzip there, which sees no repeat beyond 32 KiB). 1 for no bytes at all. Only sets of one size compare."""
     data = "\n".join(texts).encode()
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 26}]
+    reach = max(4096, min(len(data), 1 << 26))  # a repeat is seen across the whole set
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": reach}]
     return len(data) / len(lzma.compress(data, lzma.FORMAT_RAW, filters=filters)) if data else 1.0
 
 

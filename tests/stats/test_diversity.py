@@ -49,9 +49,12 @@ def test_vendi_of_orthonormal_and_of_identical_rows():
 
 
 def test_vendi_golden_values():
-    # Three clusters of two (vendi-score 0.0.3's README, k(a, b) = exp(−|a − b|)).
+    # Three clusters of two (vendi-score 0.0.3's README, k(a, b) = exp(−|a − b|)), which cuts the digits: 2.9999.
     a = np.array([0, 0, 10, 10, 20, 20])
-    assert vendi_of_kernel(np.exp(-np.abs(a[:, None] - a))) == pytest.approx(2.9999, abs=5e-5)
+    assert 2.9999 < vendi_of_kernel(np.exp(-np.abs(a[:, None] - a))) < 3
+    # Two texts of similarity s: eigenvalues (1 ± s) / 2.
+    p = np.array([0.75, 0.25])
+    assert vendi_of_kernel(np.array([[1, 0.5], [0.5, 1]])) == pytest.approx(np.prod(p**-p))
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 999))
@@ -182,9 +185,8 @@ def test_the_window_is_common_and_lowered_to_the_declared_quantile_of_the_shorte
     assert common_window([long, long]).size == 64
     found = common_window([long, short], 64, 0.05)
     assert (found.size, found.n_shorter, found.lowered) == (30, (0, 1), True)
-    assert (
-        common_window([long, short], 64, 0.2).n_shorter == (0, 5) and common_window([long, short], 64, 0.2).size == 64
-    )
+    whole = common_window([long, short], 64, 0.2)
+    assert (whole.size, whole.n_shorter, whole.lowered) == (64, (0, 5), False)
     assert common_window([[0, 0]], 64).size == 1
     with pytest.raises(EvidenceError):
         common_window([[]])
@@ -195,5 +197,5 @@ def test_the_window_is_common_and_lowered_to_the_declared_quantile_of_the_shorte
 def test_short_texts_are_left_out_of_the_window_and_too_few_are_an_error():
     texts = ["a b c d", "a b c d e f", "a", "b"]
     assert token_metrics(texts, 4)["distinct_2"] == 3 / 6
-    with pytest.raises(EvidenceError, match="2 of 4 texts|1 of 4 texts"):
+    with pytest.raises(EvidenceError, match="1 of 4 texts"):
         token_metrics(texts, 5)
