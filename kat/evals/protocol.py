@@ -15,7 +15,8 @@ from kat.runs.files import hash_json
 from kat.runs.schemas import Metric, Sample
 
 ScoreType: TypeAlias = Literal["binary", "bounded", "real"]
-"""binary: one 0/1 score an item · bounded: the item's score is a mean in [0, 1] · real: any number, lower is better."""
+"""binary: one 0/1 score an item · bounded: the item's score is a mean in [0, 1] · real: any number, of which the suite
+says what is better."""
 
 Message: TypeAlias = dict[str, str]
 

@@ -21,6 +21,7 @@ BUILT_IN = {
     "choices": "kat.evals.choices:Choices.load",
     "choices-text": "kat.evals.choices:Choices.load_text",
     "bpb": "kat.evals.bpb:BitsPerByte.load",
+    "diversity": "kat.evals.diversity:Diversity.load",
 }
 
 SuiteFactory = Callable[..., Suite]

@@ -1,21 +1,21 @@
 """How different a set of texts is, from its tokens, its texts or their embeddings.
 
 Length moves every one of these as much as real effects do, so they compare only sets of the same number of texts cut to
-the same number of tokens: :func:`common_window` says to how many, and :func:`first_tokens` cuts. `DIRECTION` says what
-a higher value means. Diversity alone means nothing: gibberish maximises it.
+the same number of tokens (:mod:`kat.stats.windows`). `DIRECTION` says what a higher value means. Diversity alone means
+nothing: gibberish maximises it.
 """
 
 import lzma
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from kat.errors import EvidenceError, UsageError
+from kat.errors import EvidenceError
+from kat.stats.windows import first_tokens, tokens
+from kat.stats.wording import em_dash_rate, set_phrase_rate
 
 Tokens = Sequence[str]
 
@@ -32,72 +32,6 @@ DIRECTION: dict[str, Literal["better", "worse"]] = {
     "set_phrase_rate": "worse",
 }
 """What a higher value of each metric is, as far as diversity goes."""
-
-_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]")
-_PHRASES = (
-    "as an ai",
-    "as a language model",
-    "i hope this helps",
-    "it's important to note",
-    "it is important to note",
-    "it's worth noting",
-    "it is worth noting",
-    "in conclusion",
-    "in summary",
-    "let me know if",
-    "feel free to",
-    "great question",
-    "i'd be happy to",
-    "i would be happy to",
-    "delve into",
-    "a testament to",
-    "rich tapestry",
-    "in today's world",
-    "at the end of the day",
-    "not only",
-)
-
-
-def tokens(text: str) -> list[str]:
-    """Words, single punctuation marks and single Chinese or Japanese characters, in order, case kept: one rule for
-    every model, so that arms with different tokenizers are cut alike."""
-    return _TOKEN.findall(text)
-
-
-def first_tokens(text: str, n: int) -> str:
-    """The text up to and with its n-th token, verbatim; the whole text where it has no more."""
-    for number, match in enumerate(_TOKEN.finditer(text), 1):
-        if number == n:
-            return text[: match.end()]
-    return text
-
-
-@dataclass(frozen=True)
-class Window:
-    """How many tokens of each text count, and how many texts of each arm are shorter and thus left out."""
-
-    size: int
-    wanted: int
-    n_shorter: tuple[int, ...]
-
-    @property
-    def lowered(self) -> bool:
-        """Whether the wanted window was too long for these texts."""
-        return self.size < self.wanted
-
-
-def common_window(lengths: Sequence[Sequence[int]], wanted: int = 64, quantile: float = 0.05) -> Window:
-    """One window for all arms; `lengths[arm]` are the token counts of its texts.
-
-    A wanted window that more than the share `quantile` of some arm's texts fall short of is lowered to that arm's
-    quantile of lengths, for all arms, and never below 1 token.
-    """
-    if wanted < 1 or not 0 <= quantile < 1:
-        raise UsageError(f"window of {wanted} tokens, quantile {quantile:g}: at least 1 token, and a share below 1")
-    if not lengths or any(not len(arm) for arm in lengths):
-        raise EvidenceError("no texts to measure the diversity of")
-    size = max(1, min(wanted, *(int(np.quantile(arm, quantile, method="lower")) for arm in lengths)))
-    return Window(size, wanted, tuple(sum(length < size for length in arm) for arm in lengths))
 
 
 def vendi_score(embeddings: np.ndarray) -> float:
@@ -233,20 +167,6 @@ def _gini(text: Tokens) -> float:
     total = len(text)
     ranks = total - len(counts) + np.arange(1, len(counts) + 1)  # the empty places rank below all others
     return float(((2 * ranks - total - 1) * counts).sum() / (total * (total - 1)))
-
-
-def em_dash_rate(texts: Sequence[str]) -> float:
-    """Em dashes for each 1,000 tokens; 0 for no tokens."""
-    n = sum(len(tokens(text)) for text in texts)
-    return 1000 * sum(text.count("—") for text in texts) / n if n else 0.0
-
-
-def set_phrase_rate(texts: Sequence[str], phrases: Sequence[str] = _PHRASES) -> float:
-    """The share of texts with at least one set phrase of assistants ("I hope this helps"), whatever its case."""
-    if not texts:
-        raise EvidenceError("no texts to look for set phrases in")
-    lowered = [" ".join(text.lower().replace("’", "'").split()) for text in texts]
-    return sum(any(phrase in text for phrase in phrases) for text in lowered) / len(texts)
 
 
 def token_metrics(texts: Sequence[str], window: int) -> dict[str, float]:

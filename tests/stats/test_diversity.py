@@ -11,21 +11,18 @@ from hypothesis import strategies as st
 from kat.errors import EvidenceError, UsageError
 from kat.stats.diversity import (
     DIRECTION,
-    common_window,
     compression_ratio,
     distinct,
     duplicate_rate,
-    em_dash_rate,
-    first_tokens,
     self_bleu,
     self_repetition,
-    set_phrase_rate,
     token_gini,
     token_metrics,
-    tokens,
     vendi_of_kernel,
     vendi_score,
 )
+from kat.stats.windows import common_window, first_tokens, tokens
+from kat.stats.wording import em_dash_rate, is_refusal, set_phrase_rate
 
 words = st.lists(st.sampled_from("abcde"), max_size=9)
 sets = st.lists(words, min_size=2, max_size=6)
@@ -146,6 +143,11 @@ def test_em_dashes_and_set_phrases():
     assert em_dash_rate(["one — two three", "four"]) == pytest.approx(1000 / 5)
     assert em_dash_rate([""]) == 0
     assert set_phrase_rate(["I hope   THIS helps!", "It’s important to note that", "plain", ""]) == 0.5
+
+
+def test_refusals_are_told_by_how_they_begin():
+    assert all(map(is_refusal, ["I’m sorry, but no.", "I cannot", "  As an AI, I", "**Sorry, ** no"]))
+    assert not any(map(is_refusal, ["", "I can help. I'm sorry for the delay.", "The canary, as an aim", "I cannoned"]))
 
 
 def test_tokens_are_words_marks_and_single_characters_of_chinese():
