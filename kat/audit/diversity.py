@@ -93,7 +93,7 @@ def compare_diversity(
             raise UsageError(f"{side.folder}: an evaluation on {side.results.suite}, not on diversity")
     both = pair(sides[0], sides[1], real=True)
     window, draws = _window(both), len(both.items[0].a)
-    primary = Line("vendi", DIRECTION["vendi"], _vendi(both, window, draws, embedder))
+    primary = Line("vendi", DIRECTION["vendi"], _vendi(both, window, embedder))
     reward = _reward(both)
     return DiversityComparison(
         a=sides[0].results.model,
@@ -145,10 +145,9 @@ def _all_rows(both: Pair) -> tuple[list[Sample], list[Sample]]:
     return [row for item in both.items for row in item.a], [row for item in both.items for row in item.b]
 
 
-def _vendi(both: Pair, window: Window, draws: int, embedder: "Callable[[], Embedder] | None") -> RealDifference:
-    bounds = (1.0, float(draws))
+def _vendi(both: Pair, window: Window, embedder: "Callable[[], Embedder] | None") -> RealDifference:
     if not window.lowered:
-        return compare_real([item.score_a for item in both.items], [item.score_b for item in both.items], bounds)
+        return compare_real([item.score_a for item in both.items], [item.score_b for item in both.items])
     opened = embedder() if embedder is not None else None
     if opened is None or opened.identity != both.a.results.protocol.get("embedder"):
         raise UsageError(
@@ -159,7 +158,7 @@ def _vendi(both: Pair, window: Window, draws: int, embedder: "Callable[[], Embed
     def score(rows: Sequence[Sample]) -> float:
         return vendi_score(opened.embed([first_tokens(row.response, window.size) for row in rows]))
 
-    return compare_real([score(item.a) for item in both.items], [score(item.b) for item in both.items], bounds)
+    return compare_real([score(item.a) for item in both.items], [score(item.b) for item in both.items])
 
 
 def _reward(both: Pair) -> Line | None:
@@ -173,16 +172,16 @@ def _secondary(both: Pair, window: Window) -> tuple[Line, ...]:
     def cut(rows: Sequence[Sample]) -> list[list[str]]:
         return [tokens(row.response)[: window.size] for row in rows]
 
-    measures: list[tuple[str, str | None, Callable[[Sequence[Sample]], float], tuple[float, float] | None]] = [
-        ("distinct_2", DIRECTION["distinct_2"], lambda rows: distinct(cut(rows), 2), (0, 1)),
-        ("self_bleu_4", DIRECTION["self_bleu_4"], lambda rows: self_bleu(cut(rows), 4), (0, 1)),
-        ("duplicate_rate", "worse", lambda rows: duplicate_rate([row.response for row in rows]), (0, 1)),
-        ("length", None, lambda rows: _mean(rows, lambda row: float(row.slices["tokens"])), None),
-        ("refusal_rate", None, lambda rows: _mean(rows, lambda row: float(is_refusal(row.response))), (0, 1)),
+    measures: list[tuple[str, str | None, Callable[[Sequence[Sample]], float]]] = [
+        ("distinct_2", DIRECTION["distinct_2"], lambda rows: distinct(cut(rows), 2)),
+        ("self_bleu_4", DIRECTION["self_bleu_4"], lambda rows: self_bleu(cut(rows), 4)),
+        ("duplicate_rate", "worse", lambda rows: duplicate_rate([row.response for row in rows])),
+        ("length", None, lambda rows: _mean(rows, lambda row: float(row.slices["tokens"]))),
+        ("refusal_rate", None, lambda rows: _mean(rows, lambda row: float(is_refusal(row.response)))),
     ]
     if all(row.finish_reason != "recorded" for rows in _all_rows(both) for row in rows):
-        measures.append(("truncation_rate", None, lambda rows: _mean(rows, _cut_off), (0, 1)))
-    lines = [Line(name, higher_is, _by_prompt(both, of, bounds)) for name, higher_is, of, bounds in measures]
+        measures.append(("truncation_rate", None, lambda rows: _mean(rows, _cut_off)))
+    lines = [Line(name, higher_is, _by_prompt(both, of)) for name, higher_is, of in measures]
     adjusted = holm([line.found.p for line in lines])
     return tuple(Line(one.name, one.higher_is, one.found, float(p)) for one, p in zip(lines, adjusted, strict=True))
 
@@ -190,10 +189,9 @@ def _secondary(both: Pair, window: Window) -> tuple[Line, ...]:
 def _by_prompt(
     both: Pair,
     of: Callable[[Sequence[Sample]], float],
-    bounds: tuple[float, float] | None = None,
     level: float = 1 - ALPHA,
 ) -> RealDifference:
-    return compare_real([of(item.a) for item in both.items], [of(item.b) for item in both.items], bounds, level=level)
+    return compare_real([of(item.a) for item in both.items], [of(item.b) for item in both.items], level=level)
 
 
 def _whole(both: Pair, window: Window) -> dict[str, tuple[float, float]]:

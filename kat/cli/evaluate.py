@@ -1,5 +1,8 @@
-"""`kat eval SUITE MODEL…`: score models, or responses that somebody recorded."""
+"""`kat eval SUITE MODEL…`: score models, or responses that somebody recorded; judge a study of many runs."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,13 +10,18 @@ import typer
 
 from kat.errors import UsageError
 
+RESULTS = "results.json"
+
 if TYPE_CHECKING:
     from kat.runs.schemas import Results
 
 
 def evaluate(
     context: typer.Context,
-    suite: Annotated[str, typer.Argument(help="scienceqa, choices, choices-text, bpb, or a plug-in's suite")],
+    suite: Annotated[
+        str,
+        typer.Argument(help="scienceqa, choices, choices-text, bpb, diversity, a plug-in's, or grpo-significance"),
+    ],
     models: Annotated[
         list[str] | None, typer.Argument(help="Checkpoints, hf:FOLDER, or stages such as demo/sft.")
     ] = None,
@@ -27,21 +35,52 @@ def evaluate(
     model_name: Annotated[str | None, typer.Option("--model-name", help="What to call the recorded model.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
+    embedder: Annotated[
+        str | None, typer.Option(help="diversity: minilm (default) or a checkpoint; one and the same for all models.")
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help="diversity: reward checkpoint, module:function, microworld or choices; repeatable."),
+    ] = None,
+    draws: Annotated[int | None, typer.Option(min=2, help="diversity: answers to each prompt, default 8.")] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="diversity: tokens of each answer; default 64, lowered for short answers.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="diversity: length of an answer, at most.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="diversity A B: by how much B's reward may be worse, in its units.")
+    ] = None,
+    density: Annotated[
+        Path | None, typer.Option(help="grpo-significance: density folder, to show its heaviest prompts.")
+    ] = None,
 ) -> None:
-    """Evaluate models on a suite. The same command again resumes; what is done is not done twice."""
+    """Evaluate models on a suite. The same command again resumes; what is done is not done twice.
+
+    `diversity` with several models compares each with the first. `grpo-significance STUDY` judges a study's folder.
+    """
     from kat.evals.registry import get_suite
     from kat.runs.home import resolve_model, short_name
 
     home: Path = context.obj
-    factory = get_suite(suite)
-    if responses is not None:
-        from kat.evals.recorded import load_answered
+    options = {"embedder": embedder, "reward": tuple(reward) if reward else None, "draws": draws, "window": window}
+    options |= {"max_new_tokens": max_new_tokens}
+    if suite == "grpo-significance":
+        from kat.cli.significance import significance
 
-        loaded = load_answered(factory, data, responses)
-    else:
-        loaded = factory(data) if data else factory()
-    for note in getattr(loaded, "notes", ()):
-        typer.echo(f"{suite}: {note}", err=True)
+        significance(models or [], out, density, data)
+        return
+    factory = with_options(suite, get_suite(suite), options)
+    pairable = suite == "diversity" and responses is None
+    done = {name: Path(name) for name in models or [] if pairable and (Path(name) / RESULTS).is_file()}
+    if not models or len(done) < len(models):
+        if responses is not None:
+            from kat.evals.recorded import load_answered
+
+            loaded = load_answered(factory, data, responses)
+        else:
+            loaded = factory(data) if data else factory()
+        for note in getattr(loaded, "notes", ()):
+            typer.echo(f"{suite}: {note}", err=True)
     if responses is not None:
         _recorded(loaded, responses, model_name, models, out, home, limit, seed)
         return
@@ -50,7 +89,23 @@ def evaluate(
     if out is not None and len(models) > 1:
         raise UsageError(f"--out {out}: one folder cannot hold {len(models)} models; evaluate them one by one")
     for name in models:
-        _run(loaded, resolve_model(name, home), short_name(name, home), out, home, limit, seed, batch_size, device)
+        if name not in done:
+            model, short = resolve_model(name, home), short_name(name, home)
+            done[name] = _run(loaded, model, short, out, home, limit, seed, batch_size, device)
+    if pairable and len(models) > 1:
+        from kat.cli.diversity import show_comparisons
+
+        show_comparisons([done[name] for name in models], embedder, margin)
+
+
+def with_options(suite: str, factory: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """The factory with the options that were given; UsageError for one that this suite does not have."""
+    given = {name: value for name, value in options.items() if value is not None}
+    known = inspect.signature(factory).parameters
+    for name in given:
+        if name not in known:
+            raise UsageError(f"--{name.replace('_', '-')}: suite {suite} has no such option")
+    return functools.partial(factory, **given) if given else factory
 
 
 def _run(
@@ -63,7 +118,7 @@ def _run(
     seed: int,
     batch: int,
     device: str,
-) -> None:
+) -> Path:
     from rich.console import Console
 
     from kat.cli.progress import item_progress
@@ -78,6 +133,7 @@ def _run(
             suite, backend, folder, limit=limit, seed=seed, batch_size=batch, progress=progress, model=name
         )
     show(results, folder)
+    return folder
 
 
 def _recorded(

@@ -11,6 +11,7 @@ from scipy import stats
 from kat.errors import EvidenceError, UsageError
 from kat.stats.permutation import is_exact, split_p, split_p_above, splits
 from kat.stats.power import power_seeds
+from kat.stats.real import compare_real
 from kat.stats.study import Rules, Runs, compare_arms, judge, p_gain_above, p_gain_below
 from kat.stats.study_power import Noise, alike, guard_power, seeds_needed, study_mde, study_power
 
@@ -159,3 +160,19 @@ def test_mde_power_and_seeds_agree_with_each_other():
     assert guard_power(5, (1.0, 1.0), 0.5) < 0.5 and study_mde(5, alike(0.5, 2, 1.0, 1), 0.5) is None
     with pytest.raises(UsageError, match="at least 4"):
         study_power(3, 1.0, noise, 0.5)
+
+
+def test_paired_real_differences_agree_with_scipy():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=30), rng.normal(0.4, 1, size=30)
+    found, oracle = compare_real(a, b), stats.ttest_rel(b, a)
+    low, high = oracle.confidence_interval(0.95)
+    assert (found.difference, found.low, found.high) == pytest.approx((np.mean(b - a), low, high))
+    assert found.p == pytest.approx(oracle.pvalue, abs=0.02) and found.shown == int(found.p <= 0.05)
+    back = compare_real(b, a)
+    assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
+    for bad in ([1.0], [1.0, np.inf]):
+        with pytest.raises(EvidenceError):
+            compare_real(bad, bad)
+    with pytest.raises(EvidenceError):
+        compare_real([1, 2], [1, 2, 3])
