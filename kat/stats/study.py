@@ -175,9 +175,11 @@ def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
 class ArmDifference:
     """Treatment − comparator on one metric, in its units, as the report shows it.
 
-    The interval and Welch's p are of the finished runs; None where an arm has fewer than two of them. The permutation
-    is exact over all runs (on ranks, diverged ones worst, where any diverged), and so is `p_above`, the chance that a
-    run of the treatment is better than one of the comparator.
+    The interval and Welch's p are of the finished runs; None where an arm has fewer than two of them. The p of the
+    permutation is of all runs, on ranks where any diverged: twice the smaller of :func:`p_gain_above` and
+    :func:`p_gain_below` at 0.
+    `p_above` is the chance that a run of the treatment is better than one of the comparator, the treatment's diverged
+    runs as the worst and the comparator's as the best of all.
     """
 
     difference: float | None
@@ -199,14 +201,13 @@ class ArmDifference:
 def compare_arms(comparator: Runs, treatment: Runs, sign: int, level: float = 0.95) -> ArmDifference:
     """Everything that the report says of two arms on one metric; `sign` +1 where higher is better, −1 where lower."""
     a, b = comparator.values, treatment.values
-    worst = -sign * math.inf
-    all_a, all_b = comparator.ranked_with(worst), treatment.ranked_with(worst)
     on_ranks = bool(comparator.n_diverged or treatment.n_diverged)
     if on_ranks:
-        ranks = stats.rankdata(np.concatenate([all_a, all_b]))
-        permutation = split_p(ranks[: all_a.size], ranks[all_a.size :])
+        above, below = (test(comparator, treatment, sign, 0.0) for test in (p_gain_above, p_gain_below))
+        permutation = min(1.0, 2 * min(above, below))
     else:
         permutation = split_p(a, b)
+    all_a, all_b = comparator.ranked_with(sign * math.inf), treatment.ranked_with(-sign * math.inf)
     better = (sign * all_b[:, None] > sign * all_a).mean() + (all_b[:, None] == all_a).mean() / 2
     difference = low = high = p = None
     if min(a.size, b.size) >= 2 and (a.var() > 0 or b.var() > 0):
