@@ -94,24 +94,27 @@ def _parts(found: StudyReport) -> Table:
                 Cell(claim),
                 Cell(difference(one)),
                 Cell(_interval(one)),
-                Cell(f"{bare_p(part.p)} ≤ {level:g}?"),
-                Cell(f"{bare_p(part.p_against)} ≤ {plan.alpha / m:.3g}?"),
+                Cell(f"{bare_p(part.p)} ({_bare(level)})"),
+                Cell(f"{bare_p(part.p_against)} ({_bare(plan.alpha / m)})"),
                 Cell(word + (" (ranks)" if part.on_ranks else "")),
             )
         )
     return Table(
         "The parts of the claim; all must hold",
-        ("part", "difference", "95 % interval", "p, for it", "p, against it", ""),
+        ("part", "difference", "95 % interval", "p, for it", "p, against it", "the part"),
         tuple(rows),
-        note="Both p are one-sided, each the larger of Welch's and the exact permutation's.",
+        note="Both p are one-sided, the larger of Welch's and the exact permutation's; in brackets the level each needs.",
     )
+
+
+def _bare(share: float) -> str:
+    return f"{share:.3g}".removeprefix("0")
 
 
 def _contrasts(found: StudyReport) -> Table:
     rows = [
         (
-            Cell(metric.name),
-            Cell(metric.role + {"better": " ↑", "worse": " ↓", None: ""}[metric.higher_is]),
+            Cell(metric.name + {"better": " ↑", "worse": " ↓", None: ""}[metric.higher_is]),
             Cell(one.against),
             Cell(difference(one)),
             Cell(_interval(one)),
@@ -127,21 +130,9 @@ def _contrasts(found: StudyReport) -> Table:
     ]
     return Table(
         f"{found.plan.treatment} minus each other arm, in the metric's own units",
-        (
-            "metric",
-            "role",
-            "against",
-            "difference",
-            "95 % interval",
-            "g",
-            "P(better)",
-            "Welch p",
-            "exact p",
-            "Holm p",
-            "is",
-        ),
+        ("metric", "against", "difference", "95 % interval", "g", "P(better)", "Welch p", "exact p", "Holm p", "is"),
         tuple(rows),
-        left=3,
+        left=2,
         note=(
             "↑ higher is better, ↓ lower is better. g: Hedges' standardised difference. P(better): the chance that a "
             f"run of {found.plan.treatment} is better than one of the other arm. What stands beside is not tested."
