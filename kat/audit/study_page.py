@@ -103,7 +103,7 @@ def _parts(found: StudyReport) -> Table:
         "The parts of the claim; all must hold",
         ("part", "difference", "95 % interval", "p, for it", "p, against it", "the part"),
         tuple(rows),
-        note="Both p are one-sided, the larger of Welch's and the exact permutation's; in brackets the level each needs.",
+        note="Both p are one-sided, the larger of Welch's and the exact permutation's; in brackets what it needs.",
     )
 
 
@@ -178,7 +178,7 @@ def _heaviest(found: StudyReport) -> list[Block]:
         (
             Cell(str(number_ + 1)),
             Cell(f"{one.times_uniform:.2f} ×"),
-            Cell(one.id if one.text is None else one.text[:CUT] + ("…" if len(one.text) > CUT else ""), "name"),
+            Cell(one.text[:CUT] + ("…" if len(one.text) > CUT else ""), "name"),
         )
         for number_, one in enumerate(found.heaviest)
     )

@@ -9,7 +9,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import special
 
-from kat.audit.heaviest import Heavy
 from kat.audit.study import Study, judge_study
 from kat.audit.study_schema import Direction, Preregistration, sign
 from kat.audit.study_words import number, qualifications, verdict_sentence
@@ -107,6 +106,17 @@ class RunLine(BaseModel):
     run: str | None
 
 
+class Heavy(BaseModel):
+    """One of the prompts that the density weights make most of: what the treatment really did, for people to read."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    id: str
+    times_uniform: float = Field(description="its weight over 1/n")
+    source: str
+    text: str = Field(description="the start of the prompt")
+
+
 class StudyReport(BaseModel):
     """study.json. `mde` is the effect that the verdict finds 80 % of the time at the declared noise."""
 
@@ -127,6 +137,15 @@ class StudyReport(BaseModel):
     seeds_needed: int | None
     heaviest: list[Heavy]
     methods: list[str]
+
+
+def heaviest(folder: Path) -> list[Heavy]:
+    """The 50 heaviest prompts of a density folder, heaviest first."""
+    from kat.density import report as density_report
+    from kat.density.folder import read_density
+
+    found = density_report.heaviest(read_density(folder, embeddings=False))
+    return [Heavy(id=row.id, times_uniform=share, source=row.source, text=row.text) for row, share in found]
 
 
 def report(study: Study, heaviest: Sequence[Heavy] = ()) -> StudyReport:

@@ -67,7 +67,7 @@ def evaluate(
     if suite == "grpo-significance":
         from kat.cli.significance import significance
 
-        significance(models or [], out, density, data)
+        significance(models or [], out, density)
         return
     factory = with_options(suite, get_suite(suite), options)
     pairable = suite == "diversity" and responses is None

@@ -3,18 +3,17 @@
 import json
 import re
 
-import numpy as np
 import pytest
 from scipy import stats
 
-from kat.audit.heaviest import heaviest
 from kat.audit.study import load_study, make_study
 from kat.audit.study_page import render_study_html, render_study_md
 from kat.audit.study_report import plan_sentence, report
-from kat.data.preferences import make_prompt, prompt_row, rows_text
-from kat.errors import EvidenceError
+from kat.density.build import build_density
+from kat.density.folder import read_density
 from kat.stats.study_power import Noise, study_power
 from tests.audit.study_worlds import make_plan, make_results, write_study
+from tests.density.test_folder import WordEmbedder, prompts
 from tests.test_cli import kat
 
 
@@ -33,9 +32,9 @@ def test_supported_names_every_part_with_its_figures():
     assert found.word == "supported" and all(part.holds for part in found.parts)
     for word in ("higher vendi than uniform", "higher vendi than placebo", "not inferior to uniform in reward"):
         assert word in found.sentence
-    a = [x for x in next(m for m in found.metrics if m.name == "vendi").arms if x.arm == "uniform"][0].values.values()
-    b = [x for x in next(m for m in found.metrics if m.name == "vendi").arms if x.arm == "density"][0].values.values()
-    oracle = stats.ttest_ind(list(b), list(a), equal_var=False)
+    by_arm = {one.arm: list(one.values.values()) for one in found.metrics[0].arms}
+    a, b = by_arm["uniform"], by_arm["density"]
+    oracle = stats.ttest_ind(b, a, equal_var=False)
     one = contrast(found, "vendi", "uniform")
     assert (one.low, one.high) == pytest.approx(tuple(oracle.confidence_interval(0.95)))
     assert one.welch_p == pytest.approx(oracle.pvalue)
@@ -56,9 +55,8 @@ def test_undecided_says_how_many_seeds_a_new_study_needs_and_the_number_is_right
         tuple(sds["vendi", arm] for arm in ("density", "uniform", "placebo")),
         tuple(sds["reward", arm] for arm in ("density", "uniform")),
     )
-    assert (
-        study_power(found.seeds_needed, 0.3, noise, 0.1) >= 0.8 > study_power(found.seeds_needed - 1, 0.3, noise, 0.1)
-    )
+    needed = found.seeds_needed
+    assert study_power(needed, 0.3, noise, 0.1) >= 0.8 > study_power(needed - 1, 0.3, noise, 0.1)
     assert f"needs {needed} seeds an arm" in found.sentence
 
 
@@ -112,37 +110,22 @@ def test_the_page_is_self_contained_and_hostile_text_stays_text():
     assert "NaN" not in html and "nan" not in md
 
 
-def density_folder(folder, prompts, weights):
-    folder.mkdir()
-    np.save(folder / "weights.npy", np.array(weights))
-    (folder / "ids.jsonl").write_text("".join(json.dumps({"id": p.id}) + "\n" for p in prompts))
-    return folder
-
-
 def test_the_heaviest_prompts_stand_in_the_report(tmp_path, capsys):
-    prompts = [make_prompt([{"role": "user", "content": f"question {i}"}]) for i in range(60)]
-    weights = np.arange(1.0, 61) / 1830
-    (tmp_path / "p.jsonl").write_text(rows_text(map(prompt_row, prompts)))
-    folder = density_folder(tmp_path / "density", prompts, weights)
-    found = heaviest(folder, tmp_path / "p.jsonl")
-    assert (
-        len(found) == 50 and found[0].text == "question 59" and found[0].times_uniform == pytest.approx(60 * 60 / 1830)
-    )
+    folder = tmp_path / "density"
+    build_density(prompts(60), WordEmbedder(), folder, k=3, dose=0.1)
+    density = read_density(folder)
     study = write_study(tmp_path / "study", make_plan(seeds=4), make_results(make_plan(seeds=4)))
-    flags = ["--density", folder, "--data", tmp_path / "p.jsonl"]
-    code, out, err = kat("eval", "grpo-significance", study, *flags, capsys=capsys)
+    code, out, err = kat("eval", "grpo-significance", study, "--density", folder, capsys=capsys)
     assert code == 0, err
     written = json.loads((study / "report" / "study.json").read_text())
-    assert (
-        written["heaviest"][0]["text"] == "question 59" and "question 59" in (study / "report/study.html").read_text()
-    )
+    first, most = written["heaviest"][0]["text"], density.weights.max()
+    assert first in [row.text for row, weight in zip(density.rows, density.weights, strict=True) if weight == most]
+    assert len(written["heaviest"]) == 50
+    assert written["heaviest"][0]["times_uniform"] == pytest.approx(60 * most)
     assert written["plan_hash"] == load_study(study).plan_hash and written["word"].upper() in out
-    assert all("question 59" in (study / "report" / name).read_text() for name in ("study.md", "study.html"))
-    np.save(folder / "weights.npy", weights[:-1])
-    with pytest.raises(EvidenceError, match="not one weight for each"):
-        heaviest(folder)
-    with pytest.raises(EvidenceError, match="no density folder"):
-        heaviest(tmp_path)
+    assert all(first in (study / "report" / name).read_text() for name in ("study.md", "study.html"))
+    code, _, err = kat("eval", "grpo-significance", study, "--density", tmp_path, capsys=capsys)
+    assert code == 2 and "kat density build" in err
 
 
 def test_the_command_refuses_in_one_line(tmp_path, capsys):
