@@ -118,9 +118,8 @@ def _contrasts(found: StudyReport) -> Table:
             Cell(one.against),
             Cell(difference(one)),
             Cell(_interval(one)),
-            Cell("" if one.hedges_g is None else number(one.hedges_g, True)),
+            Cell("" if one.hedges_g is None else f"{one.hedges_g:+.2f}".replace("-", "−")),
             Cell(f"{100 * one.p_above:.0f} %" if metric.higher_is else ""),
-            Cell("" if one.welch_p is None else bare_p(one.welch_p)),
             Cell("" if one.permutation_p is None else bare_p(one.permutation_p)),
             Cell("" if one.p_adjusted is None else bare_p(one.p_adjusted)),
             Cell(one.word),
@@ -130,7 +129,7 @@ def _contrasts(found: StudyReport) -> Table:
     ]
     return Table(
         f"{found.plan.treatment} minus each other arm, in the metric's own units",
-        ("metric", "against", "difference", "95 % interval", "g", "P(better)", "Welch p", "exact p", "Holm p", "is"),
+        ("metric", "against", "difference", "95 % interval", "g", "P(better)", "exact p", "Holm p", "is"),
         tuple(rows),
         left=2,
         note=(
