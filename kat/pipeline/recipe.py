@@ -77,6 +77,8 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
     """A recipe by its name or from a TOML file; `assignments` are `value=…` or `stage.setting=…`."""
     title, content = read_recipe(name)
+    if "study" in content:
+        raise UsageError(f"{name}: a study of several arms and seeds, not one pipeline; kat run runs it")
     return make_recipe(title, content, assignments, name)
 
 

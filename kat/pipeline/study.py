@@ -21,6 +21,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from kat.audit.study import load_plan, load_study, write_preregistration, write_result
+from kat.audit.study_page import lines
 from kat.audit.study_report import StudyReport, heaviest, plan_sentence, report, write_report
 from kat.audit.study_schema import Preregistration, StudyResult, check_enough_seeds
 from kat.density.folder import read_density
@@ -31,6 +32,8 @@ from kat.model.checkpoint import read_meta
 from kat.pipeline.recipe import PLACEHOLDER, Recipe, command, make_recipe, read_recipe
 from kat.pipeline.runner import Run, StageError
 from kat.runs.provenance import now
+
+__all__ = ["StudyRecipe", "is_study", "lines", "load_study_recipe", "run_study"]
 
 STUDY = "study"
 PREREGISTRATION = "preregistration.json"
