@@ -167,11 +167,7 @@ def test_arms_reach_their_own_stage_and_nothing_else(here: Path) -> None:
         ("seeds = 4", 'seeds = "many"', "seeds is 'many'"),
         ('"grpo.sampling" = "density"', '"grpo.sampling" = "uniform"', "same settings: the treatment is empty"),
         ('"grpo.sampling" = "density"', '"grpo.sampling" = "density"\n"grpo.lr" = 3', "differ in 'grpo.lr'"),
-        (
-            '"grpo.sampling" = "density"',
-            '"base.sampling" = "density"',
-            "'base.sampling' is no stage.setting of the chain",
-        ),
+        ('varies = ["grpo.sampling"]', 'varies = ["sampling"]', "differ in 'grpo.sampling'"),
         ('treatment = "density"', 'treatment = "dense"', "is no arm"),
         ('vendi = "grpo:vendi"', 'vendi = "base:vendi"', "write stage:metric with a stage of the chain"),
         ('reward = "grpo:reward"', "", "does not say where reward is"),
