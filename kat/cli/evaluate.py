@@ -20,7 +20,9 @@ def evaluate(
     context: typer.Context,
     suite: Annotated[
         str,
-        typer.Argument(help="scienceqa, choices, choices-text, bpb, diversity, a plug-in's, or grpo-significance"),
+        typer.Argument(
+            help="scienceqa, choices, choices-text, bpb, reward, diversity, a plug-in's, or grpo-significance"
+        ),
     ],
     models: Annotated[
         list[str] | None, typer.Argument(help="Checkpoints, hf:FOLDER, or stages such as demo/sft.")
@@ -51,7 +53,10 @@ def evaluate(
         float | None, typer.Option(help="diversity A B: by how much B's reward may be worse, in its units.")
     ] = None,
     density: Annotated[
-        Path | None, typer.Option(help="grpo-significance: density folder, to show its heaviest prompts.")
+        Path | None,
+        typer.Option(
+            help="reward: density folder, for accuracy by its deciles; grpo-significance: to show its heaviest prompts."
+        ),
     ] = None,
 ) -> None:
     """Evaluate models on a suite. The same command again resumes; what is done is not done twice.
@@ -69,7 +74,7 @@ def evaluate(
 
         significance(models or [], out, density)
         return
-    factory = with_options(suite, get_suite(suite), options)
+    factory = with_options(suite, get_suite(suite), options | {"density": density})
     pairable = suite == "diversity" and responses is None
     done = {name: Path(name) for name in models or [] if pairable and (Path(name) / RESULTS).is_file()}
     if not models or len(done) < len(models):
@@ -78,6 +83,9 @@ def evaluate(
 
             loaded = load_answered(factory, data, responses)
         else:
+            needed = inspect.signature(factory).parameters.get("data")
+            if data is None and needed is not None and needed.default is inspect.Parameter.empty:
+                raise UsageError(f"kat eval {suite}: name its rows with --data")
             loaded = factory(data) if data else factory()
         for note in getattr(loaded, "notes", ()):
             typer.echo(f"{suite}: {note}", err=True)
@@ -126,7 +134,12 @@ def _run(
     from kat.model.backends import open_backend
     from kat.runtime import pick_device
 
-    backend = open_backend(model, str(pick_device(device)))
+    if hasattr(suite, "open_backend"):  # a suite over something else than language models
+        backend, notes = suite.open_backend(model, str(pick_device(device)))
+        for note in notes:
+            typer.echo(f"{suite.name}: {note}", err=True)
+    else:
+        backend = open_backend(model, str(pick_device(device)))
     folder = out or default_folder(home, backend.identity, suite.name)
     with item_progress(Console(stderr=True), f"{suite.name} {name}") as progress:
         results = run_suite(

@@ -3,8 +3,9 @@
 A prompt asks for a few words about an animal in one of eight lands. A response is one or more sentences that the
 documents could hold, such as "The fox has the key. The fox is in the barn.". The true reward is a known bounded
 function of both: it wants well-formed sentences about the animal asked for, and each land likes to hear of things, of
-places or of clothes, and dislikes another of the three. Which ones is drawn with the world, so it stands in no text: a reward model can only learn it from the pairs, a policy only
-from rewards. Pairs are drawn by the Bradley-Terry model on the true reward, so the best possible accuracy is known.
+places or of clothes, and dislikes another of the three. Which ones is drawn with the world, so it stands in no text: a
+reward model can only learn it from the pairs, a policy only from rewards. Pairs are drawn by the Bradley-Terry model on
+the true reward, so the best possible accuracy is known.
 
 The lands are the prompt clusters. Three are *dense*: most of the prompts, near-duplicates of each other. Five are
 *rare*: few prompts each, in words of their own, so a density weight must find them.
@@ -33,6 +34,12 @@ FORM, SUBJECT, LIKING, REPEAT, LENGTH = 3.0, 1.5, 6.0, 3.0, 2.5
 N_WORDS = (5, 13)  # one or two sentences
 
 Likes = dict[str, dict[str, str]]  # land -> {"liked": relation, "disliked": relation}
+
+FILES = {  # that `kat data microworld` writes
+    *(f"{name}.jsonl" for name in ("documents", "mid", "train", "validation", "test", "prompts", "prompts_test")),
+    *(f"{name}.jsonl" for name in ("pairs_train", "pairs_validation", "pairs_test", "sft_talk")),
+    *("world.json", "preferences.json"),
+}
 
 _SENTENCES = {
     statement.format(e=animal, v=value): (animal, relation.name, value)
@@ -285,10 +292,9 @@ def _n_sentences(rng: np.random.Generator) -> int:
 def _sentence(rng: np.random.Generator, prompt: Prompt, faithful: float, taste: str | None) -> str:
     assert prompt.truth is not None
     animal = prompt.truth["animal"] if rng.random() < faithful else _one(rng, ANIMALS)
-    relations = TEXT_RELATIONS
+    relation = _one(rng, TEXT_RELATIONS)
     if taste is not None and rng.random() < 0.7:
-        relations = tuple(relation for relation in relations if relation.name == prompt.truth[taste])
-    relation = _one(rng, relations)
+        relation = next(one for one in TEXT_RELATIONS if one.name == prompt.truth[taste])
     return str(_one(rng, relation.statements)).format(e=animal, v=_one(rng, relation.values))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kat.data.encoded import PairData
 from kat.density.schedule import save_schedule
 from kat.errors import EvidenceError, KatError, UsageError
 from kat.model.checkpoint import STATE, read_meta, verify_checkpoint, write_checkpoint
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from kat.trainers.loop import Loop
 
 METRICS = "metrics.jsonl"
+PROMPTS = "prompts.json"  # of a reward model: the ids of the prompts it was trained on
 SCHEDULE = "schedule.json"  # which prompt or pair was drawn when
 STATE_FILES = ("tensors.safetensors", "state.json")
 
@@ -126,6 +128,8 @@ def write_result(job: Job, loop: "Loop", tokenizer: Tokenizer, reason: str) -> N
             save_schedule(temporary / SCHEDULE, job.schedule)
         if isinstance(model, RewardModel):
             save_head(temporary, model)
+        if isinstance(job.train, PairData):  # an evaluation on any of them is refused
+            write_json(temporary / PROMPTS, sorted(set(job.train.prompts)))
         gpt = model.gpt if isinstance(model, RewardModel) else model
         write_checkpoint(temporary, gpt, tokenizer, _meta(job, loop, read_json(working / "job.json"), step, reason))
     remove_folder(working)
