@@ -58,7 +58,7 @@ class GrpoTask(Task):
 
     def next_batch(self) -> Tensors:
         if self.rollout is None:
-            self.rollout = self._roll_out()
+            self.rollout = self.roll_out()
         s = self.settings
         step, i = divmod(self.n_batches, self.accumulate)
         epoch, step = divmod(step, self.steps_per_epoch)
@@ -74,7 +74,8 @@ class GrpoTask(Task):
             self.rollout, self.n_batches = None, 0
         return batch
 
-    def _roll_out(self) -> Rollout:
+    def roll_out(self) -> Rollout:
+        """Completions of the schedule's next prompts. CollapseError where nothing can be learned from them."""
         s, k = self.settings, self.settings.prompts_per_rollout
         first = self.n_rollouts * k
         chosen = self.draws[first : first + k]
@@ -115,6 +116,15 @@ class GrpoTask(Task):
                 f"{self.settings.max_kl:g}); lower peak or raise kl_coef"
             )
 
+    def check_entropy(self, nats: float) -> None:
+        """Raise CollapseError where the policy's entropy (nats a token) is that of one answer, or of noise."""
+        most = MOST_ENTROPY * math.log(self.policy.config.vocab_size)
+        if not self.settings.min_entropy <= nats <= most:
+            raise CollapseError(
+                f"rollout {self.n_rollouts}: collapsed: entropy {nats:.3g} nats a token, outside "
+                f"[{self.settings.min_entropy:g}, {most:.3g}]; lower peak or raise kl_coef"
+            )
+
     def weight(self, batch: Tensors) -> int:
         return loss_weight(batch["mask"], self.settings.aggregation, self.settings.max_new_tokens)
 
@@ -149,12 +159,7 @@ class GrpoTask(Task):
         total = {name: world.sum_float(value) for name, value in self.sums.items()}
         self._reset()
         nats = total["entropy"] / total["tokens"]
-        most = MOST_ENTROPY * math.log(self.policy.config.vocab_size)
-        if not self.settings.min_entropy <= nats <= most:
-            raise CollapseError(
-                f"rollout {self.n_rollouts}: collapsed: entropy {nats:.3g} nats a token, outside "
-                f"[{self.settings.min_entropy:g}, {most:.3g}]; lower peak or raise kl_coef"
-            )
+        self.check_entropy(nats)
         return {**self.last_metrics, "entropy": nats, "clip_fraction": total["clipped"] / total["tokens"]}
 
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:

@@ -38,12 +38,12 @@ class NativeTrainer:
         device = pick_device(job.device)
         tokenizer = Tokenizer.load(job.tokenizer)
         with distributed(device) as world:
-            model = _model(job, tokenizer, device, world.size)
+            model = initial_model(job, tokenizer, device, world.size)
             set_threads(model.config.parameter_count())
             torch.manual_seed(job.seed)  # nothing draws from it now; the state that is saved must still be the run's
             dtype = pick_dtype(job.dtype, device)
-            trained = _with_head(model, job.settings) if job.stage == "reward" else model
-            task = _task(job, model, tokenizer, world, dtype)
+            trained = with_head(model, job.settings) if job.stage == "reward" else model
+            task = build_task(job, model, tokenizer, world, dtype)
             loop = Loop(trained, task, job.settings, world=world, device=device, dtype=dtype, out=job.out)
             if resume is not None:
                 loop.restore(load_state(resume))
@@ -57,9 +57,10 @@ class NativeTrainer:
         return Result(job.out, loop.step, reason, loop.last)
 
 
-def _task(
+def build_task(
     job: Job, model: GPT, tokenizer: Tokenizer, world: World, dtype: torch.dtype
 ) -> "CausalTask | RewardTask | GrpoTask":
+    """What the job's stage brings to a loop: its batches, its loss, its validation."""
     if job.stage == "reward":
         return RewardTask(job, tokenizer, world)
     if job.stage == "grpo":
@@ -67,7 +68,7 @@ def _task(
     return CausalTask(job, model.config, tokenizer, world)
 
 
-def _with_head(model: GPT, settings: LoopSettings) -> RewardModel:
+def with_head(model: GPT, settings: LoopSettings) -> RewardModel:
     """A new scalar head on the model, whose own weights learn too unless they are frozen."""
     assert isinstance(settings, RewardSettings)
     if settings.backbone == "frozen":
@@ -75,7 +76,7 @@ def _with_head(model: GPT, settings: LoopSettings) -> RewardModel:
     return RewardModel(model)
 
 
-def _model(job: Job, tokenizer: Tokenizer, device: torch.device, world_size: int) -> GPT:
+def initial_model(job: Job, tokenizer: Tokenizer, device: torch.device, world_size: int) -> GPT:
     """The initial model: a checkpoint's, or new weights drawn from the job's seed."""
     if job.init is not None:
         model = load_checkpoint(job.init).model.float()  # master weights are float32, whatever was stored

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from kat.data.encoded import PairData, PromptData
 from kat.data.preferences import Prompt
@@ -22,6 +23,7 @@ from kat.errors import UsageError
 from kat.model.gpt import GPT
 from kat.model.reward import RewardModel
 from kat.runs.settings import LoopSettings
+from kat.runtime import World
 
 
 class Reward(Protocol):
@@ -105,6 +107,36 @@ class Events(Protocol):
     @property
     def should_stop(self) -> bool:
         """True once the user has asked to stop; the trainer saves and returns."""
+
+
+class Stage(Protocol):
+    """What a stage has to do with its result; kat.trainers.loop.Task is one."""
+
+    total_steps: int
+
+    def finish(self, model: nn.Module) -> None: ...
+
+
+class Trained(Protocol):
+    """A run that has ended, for run_folder.write_result; kat.trainers.loop.Loop is one. The weights after `best_step`
+    are where run_folder.save_best puts them."""
+
+    @property
+    def model(self) -> GPT | RewardModel: ...
+    @property
+    def task(self) -> Stage: ...
+    @property
+    def world(self) -> World: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    step: int
+    tokens: int
+    validation_losses: list[float]
+    best_step: int | None
+    last: dict[str, float]
 
 
 class Trainer(Protocol):

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kat.data.encoded import PairData
 from kat.density.schedule import save_schedule
@@ -35,10 +35,7 @@ from kat.runs.files import (
 )
 from kat.runs.provenance import new_run_id, now, versions
 from kat.tokenizer.bpe import Tokenizer
-from kat.trainers.protocol import Job, State
-
-if TYPE_CHECKING:
-    from kat.trainers.loop import Loop
+from kat.trainers.protocol import Job, State, Trained
 
 METRICS = "metrics.jsonl"
 PROMPTS = "prompts.json"  # of a reward model: the ids of the prompts it was trained on
@@ -110,8 +107,9 @@ def state_values(folder: Path) -> dict[str, Any]:
     return values
 
 
-def write_result(job: Job, loop: "Loop", tokenizer: Tokenizer, reason: str) -> None:
-    """Make job.out a checkpoint: the best weights or the last, the last state, the metrics. The workings then go."""
+def write_result(job: Job, loop: Trained, tokenizer: Tokenizer, reason: str) -> None:
+    """Make job.out a checkpoint: the best weights or the last, the last state if the trainer keeps states, the metrics.
+    The workings then go."""
     working = training_folder(job.out)
     last_state = state_folder(working, loop.step)
     model, step = loop.model, loop.step
@@ -120,9 +118,10 @@ def write_result(job: Job, loop: "Loop", tokenizer: Tokenizer, reason: str) -> N
         model.load_state_dict(load_tensors(best_file(working, step)), strict=True)
     loop.task.finish(model)
     with new_folder(job.out) as temporary:
-        (temporary / STATE).mkdir()
-        for name in STATE_FILES:
-            link_or_copy(last_state / name, temporary / STATE / name)
+        if last_state.is_dir():
+            (temporary / STATE).mkdir()
+            for name in STATE_FILES:
+                link_or_copy(last_state / name, temporary / STATE / name)
         link_or_copy(working / METRICS, temporary / METRICS)
         if job.schedule is not None:
             save_schedule(temporary / SCHEDULE, job.schedule)
@@ -135,7 +134,7 @@ def write_result(job: Job, loop: "Loop", tokenizer: Tokenizer, reason: str) -> N
     remove_folder(working)
 
 
-def _meta(job: Job, loop: "Loop", record: dict[str, Any], step: int, reason: str) -> dict[str, Any]:
+def _meta(job: Job, loop: Trained, record: dict[str, Any], step: int, reason: str) -> dict[str, Any]:
     """kat.json: what the checkpoint is and where it came from."""
     best = job.settings.keep_best and loop.best_step is not None
     return {

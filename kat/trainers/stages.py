@@ -121,7 +121,8 @@ def train(request: Request, console: Console) -> Result:
         if world.is_main and result.stop_reason != INTERRUPTED:
             remove_folder(training_folder(job.out))
     if result.stop_reason == INTERRUPTED:
-        raise Interrupted(f"{request.stage}: interrupted at step {result.step}; run the same command again to go on")
+        then = "go on" if trainer.capabilities().exact_resume else "start it anew"
+        raise Interrupted(f"{request.stage}: interrupted at step {result.step}; run the same command again to {then}")
     say(console, f"{request.stage}: {result.stop_reason}: {job.out}")
     return result
 
