@@ -19,6 +19,7 @@ from kat.trainers.policy_loss import group_advantages, k3, penalise
 from kat.trainers.protocol import Reward
 
 REFERENCE_ROWS = 32  # completions that go through the reference at once
+ALL_TRUNCATED = "collapsed: no completion of a rollout ends, and mask_truncated then leaves nothing to learn from"
 
 
 class CollapseError(KatError):
@@ -84,9 +85,7 @@ def make_rollout(
     if bool((stopped & (lengths == 1)).all()):
         raise CollapseError("collapsed: every completion of a rollout is empty; lower peak or raise kl_coef")
     if settings.mask_truncated and not bool(stopped.any()):
-        raise CollapseError(
-            "collapsed: no completion of a rollout ends, and mask_truncated then leaves nothing to learn from"
-        )
+        raise CollapseError(ALL_TRUNCATED)
     divergence = k3(old, ref)[mask].double().mean()  # KL(policy ‖ reference), an estimate without bias
     judged = penalise(rewards, old, ref, mask, kl_coef) if settings.kl_in == "reward_k1" else rewards
     grouped = judged.view(-1, settings.completions)  # (P, G)

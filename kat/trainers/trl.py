@@ -117,7 +117,7 @@ def _trainer(run: Run, score: Remembered | None) -> Any:
             args=trl.GRPOConfig(**arguments, **grpo_arguments(job.settings)),
             train_dataset=Dataset.from_dict({"prompt": [str(draw) for draw in range(len(task.draws))]}),
             reward_funcs=remembered_rewards,
-            rollout_func=Rollouts(run, task, score),
+            rollout_func=Rollouts(run, task, score, job.settings.mask_truncated),
             **common,
         )
     trainer.remove_callback(transformers.PrinterCallback)

@@ -9,6 +9,7 @@ from kat.errors import EvidenceError
 from kat.runs.settings import GrpoSettings
 from kat.trainers.grpo import GrpoTask
 from kat.trainers.protocol import Job, Reward
+from kat.trainers.rollout import ALL_TRUNCATED, CollapseError
 from kat.trainers.trl_run import Run
 
 
@@ -43,6 +44,7 @@ class Rollouts:
     run: Run
     task: GrpoTask
     score: Remembered
+    mask_truncated: bool
 
     def __call__(self, prompts: Sequence[str], trainer: Any) -> dict[str, Any]:
         """`prompts` are numbers of draws, each as often as it has completions."""
@@ -56,6 +58,8 @@ class Rollouts:
             )
         rollout = task.roll_out()
         self.run.rollout_metrics = rollout.metrics
+        if self.mask_truncated and rollout.metrics["truncated"] == 1:
+            raise CollapseError(ALL_TRUNCATED)
         return {
             "prompt_ids": [list(task.data.ids[task.draws[draw]]) for draw in rows],
             "completion_ids": [ids[mask].tolist() for ids, mask in zip(rollout.ids, rollout.mask, strict=True)],

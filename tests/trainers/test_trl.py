@@ -225,6 +225,8 @@ def test_no_step_with_a_broken_gradient_is_saved(here: Path) -> None:
 def test_a_collapse_stops_it(here: Path) -> None:
     with pytest.raises(CollapseError, match="for 2 rollouts every group had equal rewards"):
         run(asked(here, "grpo", "flat", reward=Said(factor=0.0), collapse_patience=2))
+    with pytest.raises(CollapseError, match="no completion of a rollout ends"):
+        run(asked(here, "grpo", "cut", mask_truncated=True, max_new_tokens=1))
     with pytest.raises(CollapseError, match="entropy"):
         run(asked(here, "grpo", "noise", min_entropy=6.0))
 
