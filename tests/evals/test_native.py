@@ -97,8 +97,7 @@ def test_diversity_of_two_models_by_the_command(tmp_path, capsys):
     """Two random models: evaluated, judged by a function, paired."""
     tokenizer = tiny_tokenizer()
     for seed in (1, 2):
-        torch.manual_seed(seed)
-        model = random_model(vocab_size=tokenizer.vocab_size, sequence_len=256)
+        model = random_model(seed, vocab_size=tokenizer.vocab_size, sequence_len=256)
         save_checkpoint(tmp_path / f"m{seed}", model, tokenizer, {"stage": "sft"})
     prompts = [make_prompt([{"role": "user", "content": f"Say {i}."}]) for i in range(6)]
     (tmp_path / "p.jsonl").write_text(rows_text(map(prompt_row, prompts)))
