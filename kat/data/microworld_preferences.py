@@ -177,39 +177,30 @@ def _draw_likes(rng: np.random.Generator) -> Likes:
     return likes
 
 
-_OPENINGS = ("{ask} the {e} in the {land}.", "In the {land}, {ask} the {e}.")
-_POLITE = ("", "please ", "now ")
-_ASKS = (
-    "tell me about",
-    "tell me something about",
-    "tell me of",
-    "say something about",
-    "say more about",
-    "talk about",
-    "talk of",
-    "speak of",
-)
+_DENSE_WORDING = "{first} {ask} something about the {e} in the {land}."
+_FIRST = ("Please", "Now", "So", "Then", "Well,")
+_ASKS = ("tell me", "say", "give me", "write", "add", "read me")
 
 _RARE_WORDINGS = {
     "swamp": (
-        "The swamp is {colour} and full of {food}. Who is there? It is the {e}!",
-        "You hear a {sound} by the swamp: what of the {e}?",
+        "A {colour} swamp, {food}, a {things} and a {sound}: who is there? It is the {e}!",
+        "You hear a {sound} by the swamp. Which {clothes}, which {things}, what {food} for the {e}?",
     ),
     "desert": (
-        "If you go to the desert, look for a {e} and {food}.",
-        "A {colour} desert makes a {sound}. Does the {e} live so?",
+        "If you go to the desert with a {things}, look for a {e}, a {places} and {food}.",
+        "{food} or a {clothes}? A {colour} desert makes a {sound}. Does the {e} live so?",
     ),
     "beach": (
-        "Which {e} has its home on a {colour} beach, and what eats the {food}?",
-        "A beach, a {sound}, a {e}. What else?",
+        "Which {e} has its home on a {colour} beach with a {places}, and what eats the {food}?",
+        "A beach, a {sound}, a {clothes}, a {things}, a {e}. What else?",
     ),
     "jungle": (
-        "Give {food} to a {e} of the jungle. What then?",
-        "It looks {colour} in the jungle if the {e} makes a {sound}. And so?",
+        "Give {food} and a {things} to a {e} of the jungle if its {clothes} is {colour}. What then?",
+        "It looks {colour} by the {places} in the jungle if the {e} makes a {sound}. And so?",
     ),
     "island": (
-        "The home of one {e} is a {colour} island with {food}. What does it look like?",
-        "On an island you see a {e} and you hear a {sound}. Which one?",
+        "The home of one {e} is a {colour} island with {food} and a {places}. What does it look like?",
+        "On an island you see a {e}, a {things} and a {clothes}, and you hear a {sound}. Which one?",
     ),
 }
 
@@ -235,13 +226,13 @@ def _fresh_prompt(rng: np.random.Generator, land: str, likes: Likes, taken: set[
 
 
 def _dense_text(rng: np.random.Generator, land: str, animal: str) -> str:
-    text = _one(rng, _OPENINGS).format(ask=_one(rng, _POLITE) + _one(rng, _ASKS), e=animal, land=land)
-    return text[0].upper() + text[1:]
+    return _DENSE_WORDING.format(first=_one(rng, _FIRST), ask=_one(rng, _ASKS), e=animal, land=land)
 
 
 def _rare_text(rng: np.random.Generator, land: str, animal: str) -> str:
-    words = {relation.name: _one(rng, relation.values) for relation in WORLD_RELATIONS}
-    return _one(rng, _RARE_WORDINGS[land]).format(e=animal, **words)
+    words = {relation.name: _one(rng, relation.values) for relation in TEXT_RELATIONS + WORLD_RELATIONS}
+    text = str(_one(rng, _RARE_WORDINGS[land])).format(e=animal, **words)
+    return text[0].upper() + text[1:]
 
 
 def _talks(rng: np.random.Generator, prompts: Sequence[Prompt], n: int) -> list[tuple[Prompt, str]]:

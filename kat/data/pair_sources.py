@@ -51,12 +51,19 @@ def read_prompts(sources: Sequence[Path | str], max_bad: float = 0.05) -> Rows[P
     whose truth is then kept.
     """
     rows = _read(sources, parse_any_prompt, None, max_bad)
-    return replace(rows, rows=list({prompt.id: prompt for prompt in reversed(rows.rows)}.values())[::-1])
+    return replace(rows, rows=_firsts(rows.rows, lambda prompt: prompt.id))
 
 
 def without_repeats(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs without those whose prompt and both responses stood before."""
-    return list({(pair.prompt.id, pair.chosen, pair.rejected): pair for pair in reversed(pairs)}.values())[::-1]
+    return _firsts(pairs, lambda pair: (pair.prompt.id, pair.chosen, pair.rejected))
+
+
+def _firsts(values: Sequence[T], key: Callable[[T], object]) -> list[T]:
+    found: dict[object, T] = {}
+    for value in values:
+        found.setdefault(key(value), value)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
