@@ -30,7 +30,7 @@ DENSE = ("forest", "river", "valley")
 RARE = ("swamp", "desert", "beach", "jungle", "island")
 RARE_SHARE = 0.15  # of the prompts of every file
 
-FORM, SUBJECT, LIKING, REPEAT, LENGTH = 3.0, 1.5, 6.0, 3.0, 2.5
+FORM, SUBJECT, LIKING, REPEAT, LENGTH = 2.0, 1.0, 8.0, 2.0, 2.0
 N_WORDS = (5, 13)  # one or two sentences
 
 Likes = dict[str, dict[str, str]]  # land -> {"liked": relation, "disliked": relation}
@@ -55,11 +55,11 @@ def true_reward(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[flo
 
     With n the sentences (what stands before each full stop, and what follows the last one), it is
 
-        3 · well-formed / n  +  1.5 · about the asked animal / n  +  6 · l  −  3 · repeated / n  −  2.5 · [words ∉ 5…13]
+        2 · well-formed / n  +  about the asked animal / n  +  8 · l  −  2 · repeated / n  −  2 · [words ∉ 5…13]
 
     where l = clip(Σ like, −2, 2) / 2 over the distinct well-formed sentences, and like is 1 for the relation (things,
-    places, clothes) that the land likes and −1 for the one it dislikes. It lies in [−9.5, 10.5]. Any text is a
-    response; an empty one is worth −2.5. Raises :class:`UsageError` for a prompt that is not of the microworld, and
+    places, clothes) that the land likes and −1 for the one it dislikes. It lies in (−12, 11]. Any text is a
+    response; an empty one is worth −2. Raises :class:`UsageError` for a prompt that is not of the microworld, and
     for unequal numbers.
     """
     if len(prompts) != len(responses):
@@ -277,7 +277,7 @@ def _response(rng: np.random.Generator, prompt: Prompt) -> str:
 
 
 def _n_sentences(rng: np.random.Generator) -> int:
-    return int(rng.choice(3, p=(0.4, 0.4, 0.2))) + 1
+    return int(rng.choice(3, p=(0.5, 0.4, 0.1))) + 1
 
 
 def _sentence(rng: np.random.Generator, prompt: Prompt, faithful: float, taste: str | None) -> str:

@@ -56,7 +56,7 @@ def expected_reward(prompt: Prompt, response: str) -> float:
     """The docstring's formula, over sentences found another way."""
     sentences = [s.strip() for s in re.findall(r"[^.]*\.|[^.]+$", response) if s.strip()]
     words = len(re.findall(r"\S+", response))
-    reward = 0.0 if 5 <= words <= 13 else -2.5
+    reward = 0.0 if 5 <= words <= 13 else -2.0
     if not sentences:
         return reward
     meanings = [understand(s) for s in sentences]
@@ -65,9 +65,9 @@ def expected_reward(prompt: Prompt, response: str) -> float:
     liking = sum((m[1] == prompt.truth["liked"]) - (m[1] == prompt.truth["disliked"]) for m in facts)
     distinct = len(facts) + len({s for s, m in zip(sentences, meanings, strict=True) if m is None})
     n = len(sentences)
-    reward += 3 * sum(m is not None for m in meanings) / n
-    reward += 1.5 * sum(m is not None and m[0] == asked for m in meanings) / n
-    return reward + 3 * min(2, max(-2, liking)) - 3 * (n - distinct) / n
+    reward += 2 * sum(m is not None for m in meanings) / n
+    reward += sum(m is not None and m[0] == asked for m in meanings) / n
+    return reward + 4 * min(2, max(-2, liking)) - 2 * (n - distinct) / n
 
 
 def test_the_reward_is_the_documented_one_on_every_response_of_the_world(world: Preferences) -> None:
@@ -89,7 +89,7 @@ def test_any_text_has_a_reward_within_the_bounds(response: str) -> None:
     truth = {"animal": ANIMALS[0], "liked": "things", "disliked": "clothes"}
     prompt = make_prompt([{"role": "user", "content": f"Talk of the {ANIMALS[0]}."}], truth=truth)
     (reward,) = true_reward([prompt], [response])
-    assert -9.5 <= reward <= best_reward() == 10.5
+    assert -12 < reward <= best_reward() == 11
     assert reward == true_reward([prompt, prompt], ["x", response])[1]
 
 
@@ -128,7 +128,7 @@ def test_labels_are_bradley_terry_and_the_bayes_rate_is_what_the_truth_reaches()
         assert here.sum() > 300
         z = (np.sum(margins[here] > 0) - p[here].sum()) / math.sqrt(np.sum(p[here] * (1 - p[here])))
         assert abs(z) < 4
-    assert 0.85 < world.truth["bayes_rate"]["train"] < 0.92
+    assert 0.85 < world.truth["bayes_rate"]["train"] < 0.93
     assert world.truth["bayes_rate"]["train"] == pytest.approx(p.mean(), abs=1e-5)
     reached = np.mean((margins > 0) + 0.5 * (margins == 0))
     assert reached == pytest.approx(p.mean(), abs=4 * 0.32 / math.sqrt(len(pairs)))
