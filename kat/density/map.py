@@ -57,8 +57,8 @@ def colour_by(density: Density, what: str, values: Path | None = None) -> Colour
         return _names([row.source or "(none)" for row in density.rows])
     if values is None:
         raise UsageError(f"--colour {what}: use density or source, or give rows with a number of that name by --values")
-    found = _read_values(values, what)
-    numbers = [found.get(row.id) for row in density.rows]
+    number_of = _read_values(values, what)
+    numbers = [number_of.get(row.id) for row in density.rows]
     if all(number is None for number in numbers):
         raise UsageError(f"{values}: no row is of a prompt in {density.folder}; ids are those of ids.jsonl")
     return _numbers(one_line(what, 40), numbers)

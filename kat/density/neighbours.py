@@ -51,20 +51,13 @@ def neighbour_distances(
         for start, candidates in _search(points, k + 1):
             for low in range(start, start + len(candidates), 256):
                 own = np.arange(low, min(low + 256, start + len(candidates)))
-                near = candidates[own - start]  # (b, k + 1): the point itself among them, save where others lie on it
+                near = candidates[own - start]  # (b, k + 1): the point itself among them, or others that lie on it
                 difference = points[near] - points[own, None]  # (b, k + 1, d)
                 distances = np.sqrt(np.einsum("bkd,bkd->bk", difference, difference))
-                distances[near == own[:, None]] = -1.0  # itself comes first, and goes
-                found[own] = _others(distances)
+                distances[near == own[:, None]] = -1.0  # itself, or one that lies on it, comes first and is left out
+                found[own] = np.sort(distances, axis=1)[:, 1:]
             report(start + len(candidates), len(points))
     return found
-
-
-def _others(distances: np.ndarray) -> np.ndarray:
-    """The k nearest others of each row; a row in which the point itself was not found loses its farthest instead."""
-    ordered = np.sort(distances, axis=1)
-    itself = ordered[:, :1] < 0
-    return np.where(itself, ordered[:, 1:], ordered[:, :-1])
 
 
 def _search(points: np.ndarray, k: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,12 +1,12 @@
 """What a density folder says of its prompts: the figures by which a reader may believe in its weights."""
 
-import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
 
 from kat.density.folder import Density, Row
 from kat.errors import UsageError
+from kat.text import printable
 
 HEAVIEST = 50
 
@@ -91,7 +91,6 @@ def heaviest(density: Density, n: int = HEAVIEST) -> list[tuple[Row, float]]:
 
 
 def one_line(text: str, width: int = 100) -> str:
-    """A prompt as one short line that is safe to print: no line ends, no control or direction-changing characters."""
-    words = " ".join(text.split())
-    shown = "".join("�" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") else c for c in words)
+    """A prompt as one short line that is safe to print."""
+    shown = printable(" ".join(text.split()))
     return shown if len(shown) <= width else shown[: width - 1] + "…"
