@@ -216,8 +216,9 @@ def _reward_of(row: Sample) -> float:
 
 
 def number(value: float, signed: bool = False) -> str:
-    """Three decimals, a sign where asked, a true minus."""
-    return f"{value:{'+' if signed else ''}.3f}".replace("-", "−")
+    """Three decimals, a true minus, a sign where asked and not at zero."""
+    text = f"{value:{'+' if signed else ''}.3f}"
+    return (text if float(text) else text.lstrip("+-")).replace("-", "−")
 
 
 def bracket(found: RealDifference) -> str:

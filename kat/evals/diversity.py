@@ -193,10 +193,8 @@ class Diversity:
         texts = [row.response for row in rows]
         lengths = np.array([int(row.slices["tokens"]) for row in rows], dtype=np.float64)
         window = self.window if self.fixed else common_window([[int(n) for n in lengths]], self.window).size
-        most = float(self.draws)
-        vendi = (np.array([row.score for row in rows]) - 1) / (most - 1)
         found = {
-            "vendi": _share(rows, vendi, 1.0, most - 1),
+            "vendi": _mean(rows, np.array([row.score for row in rows])),
             "vendi_across": _point(vendi_score(self.embed(texts, self.window)), len(texts)),
         }
         found |= {name: _point(value, len(texts)) for name, value in token_metrics(texts, window).items()}
@@ -220,11 +218,12 @@ def by_prompt(rows: Sequence[Sample], values: np.ndarray) -> np.ndarray:
     return np.array([np.mean([values[i] for i in group]) for _, group in groupby(range(len(keys)), keys.__getitem__)])
 
 
-def _share(rows: Sequence[Sample], values: np.ndarray, offset: float = 0.0, scale: float = 1.0) -> Metric:
-    """The mean over prompts of values in [0, 1], mapped to offset + scale · value."""
-    e = mean_interval(np.clip(by_prompt(rows, values), 0, 1), "bounded", level=LEVEL)
-    estimate, low, high = (offset + scale * x for x in (e.estimate, e.low, e.high))
-    return Metric(estimate=estimate, low=low, high=high, level=LEVEL, n=e.n, method=f"mean over prompts, {e.method}")
+def _share(rows: Sequence[Sample], values: np.ndarray) -> Metric:
+    """The mean over prompts of values in [0, 1]."""
+    e = mean_interval(by_prompt(rows, values), "bounded", level=LEVEL)
+    return Metric(
+        estimate=e.estimate, low=e.low, high=e.high, level=LEVEL, n=e.n, method=f"mean over prompts, {e.method}"
+    )
 
 
 def _mean(rows: Sequence[Sample], values: np.ndarray) -> Metric:
