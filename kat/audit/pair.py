@@ -59,9 +59,8 @@ def pair(a: Evidence, b: Evidence, *, protocol_is_treatment: bool = False, real:
     _check_two_runs(a, b)
     differences = _check_protocol(a, b, protocol_is_treatment)
     if a.results.score_type == "real" and not real:
-        raise UsageError(
-            f"suite {a.results.suite!r} measures {a.results.primary}, which is no accuracy; audit another suite"
-        )
+        other = "`kat eval diversity A B` compares" if a.results.suite == "diversity" else "audit another suite"
+        raise UsageError(f"suite {a.results.suite!r} measures {a.results.primary}, which is no accuracy; {other}")
     items = tuple(_pair_items(a, b))
     notes = []
     if a.results.data_hash != b.results.data_hash:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kat.errors import UsageError
 from kat.runs.files import hash_json
+from kat.stats.seeds import smallest_permutation_p
 from kat.stats.study import FEWEST_SEEDS, Rules
 
 PREREGISTRATION_SCHEMA: Literal["kat.preregistration/1"] = "kat.preregistration/1"
@@ -154,8 +155,10 @@ def sign(higher_is: Direction) -> int:
 
 def check_enough_seeds(plan: Preregistration) -> None:
     """UsageError for a design that can't reach significance, before anything is trained."""
-    if len(plan.seeds) < FEWEST_SEEDS:
+    k = len(plan.seeds)
+    least = smallest_permutation_p(k, k) if k else 1.0
+    if k < FEWEST_SEEDS or least > plan.alpha:
         raise UsageError(
-            f"{plan.name}: {len(plan.seeds)} seeds an arm; fewer than {FEWEST_SEEDS} can't reach p = .05 by any "
-            f"permutation (3 against 3: .10), so declare at least {FEWEST_SEEDS}"
+            f"{plan.name}: {k} seeds an arm can't get below p = {least:.2g} by any permutation; declare at least "
+            f"{FEWEST_SEEDS}, and enough for an alpha of {plan.alpha:g}"
         )

@@ -89,7 +89,7 @@ def _refuted(plan: Preregistration, part: Part, found: Contrasts) -> str:
 def _next_study(plan: Preregistration, found: Contrasts, needed: int | None) -> str:
     gain, k = number(plan.primary.smallest_effect), len(plan.seeds)
     tested = [(plan.primary.metric, plan.comparisons), (plan.guard.metric, plan.guard.against)]
-    if any(found[metric][arm].low is None for metric, arms in tested for arm in arms):
+    if any(found[metric][arm].difference is None for metric, arms in tested for arm in arms):
         return "Too few runs finished to say how many seeds would decide it."
     if needed is None:
         return f"With the spread seen here no study of up to {MOST_SEEDS:,} seeds an arm would find a gain of {gain}."

@@ -134,8 +134,7 @@ def p_gain_above(comparator: Runs, treatment: Runs, sign: int, bound: float) -> 
             Runs(a, comparator.n_diverged).ranked_with(math.inf), Runs(b, treatment.n_diverged).ranked_with(-math.inf)
         )
     a, b = sign * comparator.values, sign * treatment.values - bound
-    gap, error, df = welch(a, b)
-    return max(float(special.stdtr(df, -gap / error)), split_p_above(a, b))
+    return max(_welch_above(a, b), split_p_above(a, b))
 
 
 def p_gain_below(comparator: Runs, treatment: Runs, sign: int, bound: float) -> float:
@@ -148,8 +147,7 @@ def p_gain_below(comparator: Runs, treatment: Runs, sign: int, bound: float) -> 
         worst = -math.inf
         low, high = Runs(b, treatment.n_diverged).ranked_with(worst), Runs(a, comparator.n_diverged).ranked_with(worst)
         return _ranked(low, high)
-    gap, error, df = welch(a, b)
-    return max(float(special.stdtr(df, gap / error)), split_p_above(b, a))
+    return max(_welch_above(b, a), split_p_above(b, a))
 
 
 def _ranked(low: np.ndarray, high: np.ndarray) -> float:
@@ -157,17 +155,21 @@ def _ranked(low: np.ndarray, high: np.ndarray) -> float:
     return split_p_above(ranks[: low.size], ranks[low.size :])
 
 
-def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """mean(b) − mean(a), its standard error and Welch's degrees of freedom (Welch 1947).
+def _welch_above(a: np.ndarray, b: np.ndarray) -> float:
+    """Welch's one-sided p of "b's mean is not above a's". Where neither arm varies it is 0 or 1, the limit, and the
+    permutation decides."""
+    gap, error, df = welch(a, b)
+    return float(special.stdtr(df, -gap / error)) if error > 0 else float(gap <= 0)
 
-    Raises :class:`EvidenceError` where neither arm varies or an arm has a single value: there is no seed noise then.
-    """
+
+def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """mean(b) − mean(a), its standard error and Welch's degrees of freedom (Welch 1947), which are those of Student
+    where neither arm varies. Raises :class:`EvidenceError` for an arm with a single value: it has no spread."""
     if min(a.size, b.size) < 2:
         raise EvidenceError("an arm with fewer than two finished runs has no spread to judge a difference by")
     share_a, share_b = a.var(ddof=1) / a.size, b.var(ddof=1) / b.size
-    if share_a + share_b == 0:
-        raise EvidenceError("neither arm varies over its seeds: there is no seed noise to judge a difference by")
-    df = (share_a + share_b) ** 2 / (share_a**2 / (a.size - 1) + share_b**2 / (b.size - 1))
+    below = share_a**2 / (a.size - 1) + share_b**2 / (b.size - 1)
+    df = (share_a + share_b) ** 2 / below if below > 0 else a.size + b.size - 2
     return float(b.mean() - a.mean()), math.sqrt(share_a + share_b), float(df)
 
 
@@ -175,8 +177,8 @@ def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
 class ArmDifference:
     """Treatment − comparator on one metric, in its units, as the report shows it.
 
-    The interval and Welch's p are of the finished runs; None where an arm has fewer than two of them. The p of the
-    permutation is of all runs, on ranks where any diverged: twice the smaller of :func:`p_gain_above` and
+    The interval and Welch's p are of the finished runs; None where an arm has fewer than two, or neither varies. The p
+    of the permutation is of all runs, on ranks where any diverged: twice the smaller of :func:`p_gain_above` and
     :func:`p_gain_below` at 0.
     `p_above` is the chance that a run of the treatment is better than one of the comparator, the treatment's diverged
     runs as the worst and the comparator's as the best of all.
@@ -210,7 +212,7 @@ def compare_arms(comparator: Runs, treatment: Runs, sign: int, level: float = 0.
     all_a, all_b = comparator.ranked_with(sign * math.inf), treatment.ranked_with(-sign * math.inf)
     better = (sign * all_b[:, None] > sign * all_a).mean() + (all_b[:, None] == all_a).mean() / 2
     difference = low = high = p = None
-    if min(a.size, b.size) >= 2 and (a.var() > 0 or b.var() > 0):
+    if min(a.size, b.size) >= 2 and (np.ptp(a) > 0 or np.ptp(b) > 0):
         difference, error, df = welch(a, b)
         half = float(special.stdtrit(df, (1 + level) / 2)) * error
         low, high, p = (

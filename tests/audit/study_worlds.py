@@ -9,6 +9,7 @@ ARMS = ("uniform", "placebo", "density")
 
 
 def make_plan(seeds=8, **changes):
+    seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
     fields = {
         "schema": "kat.preregistration/1",
         "name": "rare animals",
@@ -18,7 +19,7 @@ def make_plan(seeds=8, **changes):
         "varies": ["sampling"],
         "treatment": "density",
         "comparisons": ["uniform", "placebo"],
-        "seeds": list(range(seeds)),
+        "seeds": seeds,
         "primary": {"metric": "vendi", "higher_is": "better", "smallest_effect": 0.3, "sd": 0.2},
         "guard": {"metric": "reward", "margin": 0.1, "against": ["uniform"], "sd": 0.04},
         "secondary": {"distinct_2": "better", "compression_ratio": "worse"},

@@ -133,12 +133,16 @@ def test_lower_is_better_turns_the_words():
     assert judge(RULES, data).word == "not supported"
 
 
-def test_arms_without_spread_are_no_evidence():
-    flat = arm(1, 1, 1, 1)
-    with pytest.raises(EvidenceError, match="neither arm varies"):
-        p_gain_above(flat, flat, 1, 0.0)
-    with pytest.raises(EvidenceError, match="finite"):
-        arm(1.0, np.nan)
+def test_arms_without_any_spread_are_judged_by_the_permutation():
+    """A reward that every run reaches to the last bit is not inferior; a difference without noise is one in C(8, 4)."""
+    flat, high = arm(1, 1, 1, 1), arm(2, 2, 2, 2)
+    assert p_gain_above(flat, flat, 1, -0.1) == pytest.approx(1 / 70)
+    assert p_gain_above(flat, flat, 1, 0.0) == 1.0 and p_gain_below(flat, flat, 1, 0.0) == 1.0
+    found = compare_arms(flat, high, 1)
+    assert (found.difference, found.low, found.welch_p) == (1.0, None, None) and found.p == pytest.approx(2 / 70)
+    for runs in (lambda: arm(1.0, np.nan), lambda: p_gain_above(arm(1.0), arm(1.0, 2.0), 1, 0.0)):
+        with pytest.raises(EvidenceError):
+            runs()
 
 
 def test_power_of_one_comparison_agrees_with_the_noncentral_t():
