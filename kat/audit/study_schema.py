@@ -155,10 +155,11 @@ def sign(higher_is: Direction) -> int:
 
 def check_enough_seeds(plan: Preregistration) -> None:
     """UsageError for a design that can't reach significance, before anything is trained."""
-    k = len(plan.seeds)
-    least = smallest_permutation_p(k, k) if k else 1.0
-    if k < FEWEST_SEEDS or least > plan.alpha:
+    k, needed = len(plan.seeds), FEWEST_SEEDS
+    while smallest_permutation_p(needed, needed) > plan.alpha:
+        needed += 1
+    if k < needed:
         raise UsageError(
-            f"{plan.name}: {k} seeds an arm can't get below p = {least:.2g} by any permutation; declare at least "
-            f"{FEWEST_SEEDS}, and enough for an alpha of {plan.alpha:g}"
+            f"{plan.name}: {k} seeds an arm; fewer than {needed} can't reach p = {plan.alpha:g} by any permutation "
+            f"({k} against {k}: {smallest_permutation_p(k, k):.2g}), so declare at least {needed}"
         )

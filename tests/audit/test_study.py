@@ -29,8 +29,11 @@ def test_files_judge_exactly_as_the_objects_that_the_simulation_makes(tmp_path):
 
 
 def test_a_design_that_cannot_reach_significance_is_refused_before_anything_is_written(tmp_path):
-    for changes in ({"seeds": [0, 1, 2]}, {"seeds": [0, 1, 2, 3], "alpha": 0.01}):
-        with pytest.raises(UsageError, match="by any permutation; declare at least 4"):
+    for changes, word in (
+        ({"seeds": 3}, "3 seeds an arm; fewer than 4 can't reach p = 0.05 .* 3: 0.1"),
+        ({"seeds": 4, "alpha": 0.01}, "4 seeds an arm; fewer than 5 can't reach p = 0.01 .* 4: 0.029"),
+    ):
+        with pytest.raises(UsageError, match=word):
             write_preregistration(tmp_path / "s", make_plan(**changes))
     assert not (tmp_path / "s").exists()
 
