@@ -176,7 +176,7 @@ def _heaviest(found: StudyReport) -> list[Block]:
     rows = tuple(
         (
             Cell(str(number_ + 1)),
-            Cell(f"{one.times_uniform:.2f} ×"),
+            Cell(f"{one.times_uniform:.2f}\u00a0×"),
             Cell(one.text[:CUT] + ("…" if len(one.text) > CUT else ""), "name"),
         )
         for number_, one in enumerate(found.heaviest)
