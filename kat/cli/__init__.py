@@ -35,6 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
 
         traceback.print_exc()
         sys.exit(_say("this is a bug in kat; please report the lines above", 5))
+    if code == 130:  # what typer makes of Ctrl-C
+        _say("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

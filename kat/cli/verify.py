@@ -53,7 +53,7 @@ def _verify(
 ) -> None:
     from rich.console import Console
 
-    from kat.runs.files import write_json, write_text
+    from kat.runs.files import require_writable, write_json, write_text
     from kat.runs.settings import parse_assignments
     from kat.verify import show
     from kat.verify.checks import all_checks
@@ -61,6 +61,9 @@ def _verify(
     from kat.verify.runner import run_checks, select
     from kat.verify.subject import open_subject
 
+    for option, path in (("--json", json), ("--junit", junit)):
+        if path is not None:
+            require_writable(path, option)
     checks = select(all_checks(), level, expression)
     source = open_subject(spec, parse_assignments(settings))
     expected = read_expected(source.folder, {check.id for check in all_checks()})
@@ -100,13 +103,15 @@ def _lint(paths: list[Path]) -> None:
 
 
 def _mutants(spec: str, expression: str | None, seed: int, markdown: Path | None) -> None:
-    from kat.runs.files import write_text
+    from kat.runs.files import require_writable, write_text
     from kat.verify.checks import all_checks
     from kat.verify.matrix import Verdict, matrix, matrix_markdown, matrix_summary
     from kat.verify.mutants import MUTANTS
     from kat.verify.runner import select
     from kat.verify.subject import open_subject
 
+    if markdown is not None:
+        require_writable(markdown, "--markdown")
     checks = select(all_checks(), 4, expression)
     chosen = [mutant for mutant in MUTANTS if spec == "native" or not mutant.native]
 

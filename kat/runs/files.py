@@ -54,6 +54,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def require_writable(path: Path, option: str) -> None:
+    """UsageError, naming the option, where a file could not be written at `path`: asked before the work, not after."""
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: is a folder; give the file to write")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise UsageError(f"{option} {path}: {folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {path}: no permission to write in {folder}")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or broken one is a :class:`UsageError` that names it."""
     try:

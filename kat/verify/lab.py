@@ -145,7 +145,8 @@ class Lab:
 
     def generate(self, subject: Any, prompts: Sequence[Sequence[int]], **kwargs: Any) -> list[list[Completion]]:
         """n completions of each prompt."""
-        result = subject.generate([list(prompt) for prompt in prompts], **kwargs)
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # as it was, whatever generate leaves
+            result = subject.generate([list(prompt) for prompt in prompts], **kwargs)
         n = kwargs.get("n", 1)
         shape = [len(group) for group in result]
         if shape != [n] * len(prompts):
@@ -162,6 +163,11 @@ class Lab:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise AdapterError(f"loss returns {_shape(loss)}, not one number")
         return loss.reshape(())
+
+    def eval_loss(self, subject: Any, batch: Batch) -> float:
+        """The validation loss. One that leaves gradients switched off fails its own check; others go on with them."""
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            return float(subject.eval_loss(batch))
 
     def gradient(self, subject: Any, batches: Sequence[Batch]) -> Named:
         """The gradient that `accumulate` (or else backward from `loss`) leaves for these micro-batches, by name."""

@@ -1,8 +1,11 @@
 """Finds tests that cannot fail: `kat verify --lint-tests tests/`. The files are parsed, never run.
 
     no-assertion        nothing in the test can fail but a crash
-    constant-assertion  assert True, assert x or True, assert (x, "message"), assert x == x
-    weak-assertion      only shapes, lengths, types, existence or "is not None" are asserted, never a value
+    constant-assertion  assert True, assert x or True, assert (x, "message"), assert x == x, allclose(x, x), 1 + 1 == 2
+    weak-assertion      only shapes, lengths, types, existence or "is not None" are asserted, never a value; or only
+                        that a call gives the same twice, in a test whose name and arguments speak of no such thing
+    early-return        `if …: return` before the first assertion: the test passes without one; pytest.skip says so
+    broad-raises        pytest.raises(Exception) without match: any crash passes, a misspelt name too
     no-code-under-test  the file imports nothing but test tools and libraries, or never uses what it imports
     swallowed-exception except Exception: pass, also around the assertions themselves
     constant-input      the only tensors are all ones or all zeros, of which most wrong answers are right ones
@@ -242,6 +245,8 @@ class _Linter:
         if _skipped(test) or not _reachable(test.body):
             return
         self._swallowed(name, test)
+        self._broad_raises(name, test)
+        self._early_return(name, test)
         said = _claims(test.body, called=_loaded(test))
         claims = [claim for claim in said if not _constant(claim)]
         constants = [claim for claim in said if _constant(claim)]
@@ -253,7 +258,12 @@ class _Linter:
             if not constants:
                 self._report(test, "no-assertion", name, "asserts nothing: only a crash can fail it")
             return
-        if claims and not others and all(_weak(claim) for claim in claims) and not all(map(_of_type, claims)):
+        repeats = [] if REPEATS.search(name) else [claim for claim in claims if _repeats(claim)]
+        if claims and not others and all(claim in repeats for claim in claims):
+            self._report(
+                claims[0], "weak-assertion", name, f"`{_source(claims[0])}` holds for any code that repeats itself"
+            )
+        elif claims and not others and all(_weak(claim) for claim in claims) and not all(map(_of_type, claims)):
             shown = ", ".join(f"`{_source(claim)}`" for claim in claims[:2])
             self._report(claims[0], "weak-assertion", name, f"no value is compared, only {shown}")
         elif constructor := _constant_input(test):
@@ -282,7 +292,7 @@ class _Linter:
             return False
         name = _dotted(node.func)
         last = name.rpartition(".")[2]
-        if ASSERTING.match(last) and not (last in UNITTEST or (last.startswith("assert_") and _constant(node))):
+        if ASSERTING.match(last) and not (_is_claim(node) or _constant(node)):
             return True
         if any(k.arg == "check" and _is_true(k.value) for k in node.keywords):  # subprocess.run(..., check=True)
             return True
@@ -355,6 +365,48 @@ class _Linter:
                         continue
                     if any(_broad(argument) for argument in call.args):
                         self._report(call, "swallowed-exception", name, f"`{_source(call)}` hides every failure in it")
+
+    def _broad_raises(self, name: str, test: Function) -> None:
+        """pytest.raises(Exception): whatever goes wrong passes, unless its words or its kind are looked at."""
+        for node in ast.walk(test):
+            calls = [(node, None)] if isinstance(node, ast.Expr) else []
+            if isinstance(node, ast.With | ast.AsyncWith):
+                calls = [(item.context_expr, item.optional_vars) for item in node.items]
+            for call, kept in calls:
+                call = call.value if isinstance(call, ast.Expr) else call
+                if not isinstance(call, ast.Call) or not call.args:
+                    continue
+                last = _dotted(call.func).rpartition(".")[2]
+                if last not in ("raises", "assertRaises") or any(k.arg in ("match", "check") for k in call.keywords):
+                    continue
+                if not _broad(call.args[0]) or _dotted(call.args[0]).rpartition(".")[2] == "AssertionError":
+                    continue
+                if isinstance(kept, ast.Name) and sum(n.id == kept.id for n in _names(test)) > 1:
+                    continue  # what was raised is looked at
+                self._report(
+                    call, "broad-raises", name, f"`{_source(call)}` passes whatever goes wrong; name it, or `match=`"
+                )
+
+    def _early_return(self, name: str, test: Function) -> None:
+        """`if …: return` with nothing asserted before it, and assertions behind it."""
+        called = _loaded(test)
+
+        def asserts(body: Sequence[ast.stmt]) -> bool:
+            return any(isinstance(n, ast.Assert) or _is_claim(n) or self._fails(n) for n in _walk(body, called))
+
+        body = _reachable(test.body)
+        for i, node in enumerate(body):
+            if asserts([node]):
+                return
+            if isinstance(node, ast.If) and isinstance(node.body[-1], ast.Return) and asserts(body[i + 1 :]):
+                shown = _source(node.test)
+                self._report(
+                    node,
+                    "early-return",
+                    name,
+                    f"where `{shown}`, it ends before its first assertion; pytest.skip says so",
+                )
+                return
 
     def _expects_a_raise(self, node: ast.Try, handler: ast.ExceptHandler) -> bool:
         """try: f(); except …: pass; else: fail — or pytest.fail inside, which such a handler does not catch."""
@@ -432,6 +484,11 @@ UNITTEST = {
     "assertLessEqual",
     "assertIs",
     "assertIn",
+    "assertAlmostEqual",
+    "assertListEqual",
+    "assertDictEqual",
+    "assertTupleEqual",
+    "assertSequenceEqual",
 }
 _COMPARED: dict[str, type[ast.cmpop]] = {
     "assertEqual": ast.Eq,
@@ -442,22 +499,48 @@ _COMPARED: dict[str, type[ast.cmpop]] = {
     "assertLessEqual": ast.LtE,
     "assertIs": ast.Is,
     "assertIn": ast.In,
+    "assertAlmostEqual": ast.Eq,
+    "assertListEqual": ast.Eq,
+    "assertDictEqual": ast.Eq,
+    "assertTupleEqual": ast.Eq,
+    "assertSequenceEqual": ast.Eq,
 }
+# Functions that say whether their first two arguments are equal, or fail where they are not.
+EQUALITIES = frozenset(
+    {
+        *("allclose", "isclose", "equal", "array_equal", "array_equiv", "is_same_size"),
+        *("assert_close", "assert_allclose", "assert_equal", "assert_array_equal", "assert_almost_equal"),
+        *("assert_array_almost_equal", "assert_frame_equal", "assert_series_equal"),
+    }
+)
+# What a test that calls twice and compares may be about, in its name or in what it calls.
+REPEATS = re.compile(
+    r"seed|rng|random|generator|determin|reproduc|repeat|again|twice|same|stable|state|cache|idempot|hash|pure|memo"
+    r"|singleton|identi|equal|function_of|draw|sampl",
+    re.I,
+)
 
 
 def _claims(body: Sequence[ast.stmt], called: set[str]) -> list[ast.AST]:
-    """Assert statements, and unittest's assertions that are like one."""
+    """Assert statements, and the assertions of unittest, torch and numpy that are like one."""
     return [node for node in _walk(body, called) if isinstance(node, ast.Assert) or _is_claim(node)]
 
 
 def _is_claim(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in UNITTEST
+    if not isinstance(node, ast.Call):
+        return False
+    last = _dotted(node.func).rpartition(".")[2]
+    if last in EQUALITIES and last.startswith("assert_"):
+        return len(node.args) > 1
+    return isinstance(node.func, ast.Attribute) and last in UNITTEST
 
 
 def _expression(claim: ast.AST) -> ast.expr | None:
     """What a claim says is true."""
     if isinstance(claim, ast.Assert):
         return claim.test
+    if isinstance(claim, ast.Call) and _dotted(claim.func).rpartition(".")[2] in EQUALITIES:
+        return claim
     if not isinstance(claim, ast.Call) or not isinstance(claim.func, ast.Attribute):
         return None
     name, args = claim.func.attr, claim.args
@@ -504,6 +587,49 @@ def _truth(node: ast.expr) -> bool | None:
             return _comparison(left, operator, right)
         case ast.Call(ast.Name("isinstance"), [_, ast.Name("object")]):
             return True
+        case ast.Call(function, [left, right, *_]) if _dotted(function).rpartition(".")[2] in EQUALITIES:
+            return _comparison(left, ast.Eq(), right)
+        case ast.Call(ast.Attribute(ast.Compare() as value, "all" | "any"), []):
+            return _truth(value)
+        case ast.Call(function, [ast.Compare() as value]) if _dotted(function).rpartition(".")[2] in ("all", "bool"):
+            return _truth(value)
+    return None
+
+
+def _number(node: ast.expr) -> int | float | None:
+    """The value of arithmetic on numbers that are written out, and the length of what is written out."""
+    match node:
+        case ast.Constant(int() | float() as value):
+            return value
+        case ast.UnaryOp(ast.USub(), operand):
+            value = _number(operand)
+            return None if value is None else -value
+        case ast.Call(ast.Name("len"), [ast.List(elts) | ast.Tuple(elts)]):
+            return None if any(isinstance(e, ast.Starred) for e in elts) else len(elts)
+        case ast.Call(ast.Name("len"), [ast.Constant(str() | bytes() as text)]):
+            return len(text)
+        case ast.BinOp(left, ast.Add() | ast.Sub() | ast.Mult() as kind, right):
+            a, b = _number(left), _number(right)
+            if a is None or b is None:
+                return None
+            return a + b if isinstance(kind, ast.Add) else a - b if isinstance(kind, ast.Sub) else a * b
+    return None
+
+
+def _compared(left: float, operator: ast.cmpop, right: float) -> bool | None:
+    match operator:
+        case ast.Eq() | ast.Is():
+            return left == right
+        case ast.NotEq() | ast.IsNot():
+            return left != right
+        case ast.Lt():
+            return left < right
+        case ast.LtE():
+            return left <= right
+        case ast.Gt():
+            return left > right
+        case ast.GtE():
+            return left >= right
     return None
 
 
@@ -513,12 +639,31 @@ def _comparison(left: ast.expr, operator: ast.cmpop, right: ast.expr) -> bool | 
     if isinstance(left, ast.Constant) and isinstance(right, ast.Constant):
         if isinstance(operator, ast.Eq | ast.Is):
             return left.value == right.value
-        return left.value != right.value if isinstance(operator, ast.NotEq | ast.IsNot) else None
+        if isinstance(operator, ast.NotEq | ast.IsNot):
+            return left.value != right.value
+    a, b = _number(left), _number(right)
+    if a is not None and b is not None:
+        return _compared(a, operator, b)
+    if isinstance(right, ast.Call) and _dotted(right.func).rpartition(".")[2] == "approx" and right.args:
+        right = right.args[0]
     same = ast.dump(left) == ast.dump(right)
     if same and isinstance(operator, ast.Eq | ast.Is | ast.LtE | ast.GtE):
         # f() == f() tests that f repeats itself; a value against itself tests nothing
         return None if any(isinstance(n, ast.Call | ast.Await | ast.Yield) for n in ast.walk(left)) else True
     return None
+
+
+def _repeats(claim: ast.AST) -> bool:
+    """Whether a claim compares a call with the very same call, f(x) == f(x), whose words are about no such thing."""
+    match _expression(claim):
+        case ast.Compare(left, [ast.Eq()], [right]):
+            pass
+        case ast.Call(function, [left, right, *_]) if _dotted(function).rpartition(".")[2] in EQUALITIES:
+            pass
+        case _:
+            return False
+    called = any(isinstance(n, ast.Call) for n in ast.walk(left))
+    return called and ast.dump(left) == ast.dump(right) and not REPEATS.search(ast.unparse(left))
 
 
 def _is_slip(claim: ast.AST) -> bool:
@@ -710,6 +855,9 @@ def _inside(node: ast.AST, called: set[str]) -> Iterator[ast.AST]:
     if isinstance(node, Function) and not (node.name in called or node.decorator_list):
         return
     yield node
+    if isinstance(node, ast.For) and _is_empty(node.iter):
+        yield from _walk(node.orelse, called)
+        return
     for name, value in ast.iter_fields(node):
         if isinstance(value, list) and name in ("body", "orelse", "finalbody"):
             yield from _walk(value, called)
@@ -717,6 +865,26 @@ def _inside(node: ast.AST, called: set[str]) -> Iterator[ast.AST]:
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST):
                     yield from _inside(child, called)
+
+
+def _is_empty(node: ast.expr) -> bool:
+    """[], (), {}, "", range(0), list()"""
+    match node:
+        case ast.List(elts) | ast.Tuple(elts):
+            return not elts
+        case ast.Dict(keys):
+            return not keys
+        case ast.Constant(str() | bytes() as text):
+            return not text
+        case ast.Call(ast.Name("range"), [ast.Constant(0)]):
+            return True
+        case ast.Call(ast.Name("list" | "tuple" | "dict" | "set"), [], keywords):
+            return not keywords
+    return False
+
+
+def _names(function: Function) -> Iterator[ast.Name]:
+    return (node for node in ast.walk(function) if isinstance(node, ast.Name))
 
 
 def _loaded(function: Function) -> set[str]:

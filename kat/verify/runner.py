@@ -16,7 +16,7 @@ from typing import Any
 from kat.errors import UsageError
 from kat.verify.check import Check, Failed, NotApplicable, Vacuous
 from kat.verify.expected import Expected
-from kat.verify.subject import Source, capabilities
+from kat.verify.subject import Source, Traits, capabilities
 
 OUTCOMES = ("PASS", "FAIL", "XFAIL", "XPASS", "SKIP", "VACUOUS", "ERROR")
 
@@ -135,6 +135,7 @@ def _offered(source: Source, seed: int, limit: float) -> frozenset[str] | Findin
             found = capabilities(subject)
         if not found:
             raise TypeError(f"make returned a {type(subject).__name__}, which has none of the contract's methods")
+        Traits.of(getattr(subject, "traits", None) or {})
         return found
     except KeyboardInterrupt:
         raise
@@ -146,7 +147,7 @@ def _offered(source: Source, seed: int, limit: float) -> frozenset[str] | Findin
             "",
             0,
             "",
-            "make(seed, tiny=True) returns a subject.",
+            "make(seed, tiny=True) returns a subject, whose traits, if it has any, are known ones.",
             "ERROR",
             time.perf_counter() - started,
             _one_line(error),
@@ -242,13 +243,14 @@ def _limited(seconds: float) -> Iterator[None]:
 
 
 def _reseed(seed: int) -> None:
-    """Adapters may draw from global generators; each check finds them in the same state."""
+    """Adapters may draw from global generators and switch gradients off; each check finds them in the same state."""
     import numpy as np
     import torch
 
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+    torch.set_grad_enabled(True)
 
 
 def _one_line(error: BaseException) -> str:

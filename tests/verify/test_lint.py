@@ -37,6 +37,42 @@ BAD = {
     "a value against itself": ("constant-assertion", "def test_x():\n    y = f(1)\n    assert y == y\n"),
     "length at least 0": ("constant-assertion", "def test_x():\n    y = f(1)\n    assert len(y) >= 0\n"),
     "any object": ("constant-assertion", "def test_x():\n    assert isinstance(f(1), object)\n"),
+    "allclose to itself": ("constant-assertion", "def test_x():\n    y = f(1)\n    assert np.allclose(y, y)\n"),
+    "assert_close to itself": (
+        "constant-assertion",
+        "def test_x():\n    y = f(1)\n    torch.testing.assert_close(y, y)\n",
+    ),
+    "all equal to itself": ("constant-assertion", "def test_x():\n    y = f(1)\n    assert (y == y).all()\n"),
+    "approximately itself": ("constant-assertion", "def test_x():\n    y = f(1)\n    assert y == pytest.approx(y)\n"),
+    "almost itself in unittest": (
+        "constant-assertion",
+        "import unittest\nclass T(unittest.TestCase):\n    def test_x(self):\n        y = f(1)\n"
+        "        self.assertAlmostEqual(y, y)\n",
+    ),
+    "sums": ("constant-assertion", "def test_x():\n    f(1)\n    assert 1 + 1 == 2\n"),
+    "length of what is written there": (
+        "constant-assertion",
+        "def test_x():\n    y = f(1)\n    assert len([y]) == 1\n",
+    ),
+    "the same call twice": ("weak-assertion", "def test_x():\n    assert f(1) == f(1)\n"),
+    "the same call twice, allclose": ("weak-assertion", "def test_x():\n    assert torch.allclose(f(1), f(1))\n"),
+    "in a loop over nothing": ("no-assertion", "def test_x():\n    f(1)\n    for k in []:\n        assert f(k) == k\n"),
+    "in a loop over range(0)": ("no-assertion", "def test_x():\n    for k in range(0):\n        assert f(k) == k\n"),
+    "early return": (
+        "early-return",
+        "def test_x():\n    y = f(1)\n    if y is None:\n        return\n    assert y == 2\n",
+    ),
+    "early return in unittest": (
+        "early-return",
+        "import unittest\nclass T(unittest.TestCase):\n    def test_x(self):\n        if not f(0):\n"
+        "            print('no f')\n            return\n        self.assertEqual(f(1), 2)\n",
+    ),
+    "raises anything": ("broad-raises", "def test_x():\n    with pytest.raises(Exception):\n        f(1)\n"),
+    "raises anything, as a function": ("broad-raises", "def test_x():\n    pytest.raises(BaseException, f, 1)\n"),
+    "raises anything, kept and not looked at": (
+        "broad-raises",
+        "def test_x():\n    with pytest.raises(Exception) as error:\n        f(1)\n",
+    ),
     "nothing": ("no-assertion", "def test_x():\n    f(1)\n"),
     "only a print": ("no-assertion", "def test_x():\n    print(f(1))\n"),
     "only a comparison": ("no-assertion", "def test_x():\n    f(1) == 2\n"),
@@ -220,7 +256,23 @@ GOOD = {
         "import unittest\nclass T(unittest.TestCase):\n    def test_x(self):\n        self.assertEqual(f(1), 2)\n"
         "    def test_y(self):\n        with self.assertRaises(ValueError):\n            f(1)\n"
     ),
-    "twice the same": "def test_x():\n    assert f(1) == f(1)\n",
+    "twice the same": "def test_f_repeats_itself():\n    assert f(1) == f(1)\n",
+    "twice with a seed": "def test_x():\n    assert f(1, seed=3) == f(1, seed=3)\n",
+    "twice, and a value": "def test_x():\n    assert f(1) == f(1)\n    assert f(1) == 2\n",
+    "raises anything that says": "def test_x():\n    with pytest.raises(Exception, match='no f'):\n        f(1)\n",
+    "raises anything that is looked at": (
+        "def test_x():\n    with pytest.raises(Exception) as error:\n        f(1)\n    assert error.value.code == 2\n"
+    ),
+    "a branch that asserts and returns": (
+        "def test_x(fast):\n    if fast:\n        assert f(1) == 2\n        return\n    assert f(2) == 3\n"
+    ),
+    "a return after an assertion": (
+        "def test_x():\n    y = f(1)\n    assert y != 3\n    if y == 2:\n        return\n    assert f(y) == 5\n"
+    ),
+    "a sum of its own": "def test_x():\n    assert f(1) + 1 == 2\n",
+    "length of what comes": "def test_x():\n    assert len([*f(1)]) == 1\n    assert f(1)[0] == 2\n",
+    "close to another": "def test_x():\n    y = f(1)\n    torch.testing.assert_close(y, y + f(0))\n",
+    "a constant that fails": "def test_x():\n    if f(1) != 2:\n        assert 1 == 2\n",
     "not itself": "def test_x():\n    y = f(1)\n    assert y != y\n",
     "reached": "def test_x():\n    assert f(1) == 2\n    assert True  # reached\n",
     "assert False": "def test_x():\n    try:\n        f(1)\n    except ValueError:\n        return\n    assert False\n",

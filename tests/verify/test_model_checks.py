@@ -277,7 +277,10 @@ class Variant:
 
 
 class FusedQkv(Variant):
-    """One matrix holds q, k and v of a layer; gradients reach it through torch.func."""
+    """One matrix holds q, k and v of a layer; gradients reach it through torch.func. The trainer behind the model knows
+    nothing of it."""
+
+    init_weights = eval_loss = accumulate = train_step = param_groups = None
 
     def __init__(self, inner: Any) -> None:
         super().__init__(inner)
@@ -302,6 +305,10 @@ class FusedQkv(Variant):
     def forward(self, ids: Tensor, attention_mask: Any = None, position_ids: Any = None) -> Tensor:
         given = {"attention_mask": attention_mask, "position_ids": position_ids}
         return torch.func.functional_call(self.inner.model, self._weights(), (ids,), given)
+
+    def loss(self, batch: Any) -> Tensor:
+        given = (batch["ids"], batch["targets"])
+        return torch.func.functional_call(self.inner.model, self._weights(), given, {"doc_ids": batch["doc_ids"]})
 
     def forward_cached(self, ids: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         state = state or KVCache(self.inner.model.config.n_layer)

@@ -243,3 +243,43 @@ def test_a_checkpoint_of_kat_is_a_subject_too(tmp_path):
     report = run_checks(open_subject(f"kat:{tmp_path / 'c'}"), all_checks(), level=3)
     assert {f.outcome for f in report.findings} == {"PASS", "SKIP"}
     assert report.exit_code == 0
+
+
+@pytest.mark.parametrize("option", ["--json", "--junit"])
+@pytest.mark.parametrize("place", ["a folder", "below a file"])
+def test_where_to_write_is_looked_at_before_the_run(tmp_path, capsys, option, place):
+    (tmp_path / "file").touch()
+    path = tmp_path if place == "a folder" else tmp_path / "file" / "out"
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", "no_such_module_anywhere:make", option, str(path)])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert said.startswith(f"kat: {option} {path}: ")
+    assert said.count("\n") == 1
+
+
+def test_an_interrupted_run_says_so(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kat.verify.runner.run_checks", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(ARGUMENTS)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "kat: interrupted\n"
+
+
+def test_an_unknown_trait_is_said_once():
+    checks = [check for check in all_checks() if check.family == "forward"]
+    report = run_checks(Source("toy", "toy", toy.make_wrong_trait), checks)
+    assert [(f.check, f.outcome) for f in report.findings] == [("make", "ERROR")]
+    assert "unknown trait 'colour'" in report.findings[0].message
+
+
+def test_a_trl_stage_that_is_not_there_is_said_with_those_that_are(monkeypatch):
+    import importlib.util as util
+
+    real = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name, *rest: None if name == "trl" else real(name, *rest))
+    with pytest.raises(Exception, match=r"trl:foo: no such stage; there is trl:sft"):
+        open_subject("trl:foo")

@@ -28,10 +28,10 @@ PAD, BOS, EOS = 0, 1, 2
 
 def open_make(stage: str) -> Make:
     """The function that makes subjects of a stage."""
+    if stage != "sft":
+        raise UsageError(f"trl:{stage}: no such stage; there is trl:sft")
     if missing := [name for name in ("trl", "accelerate") if importlib.util.find_spec(name) is None]:
         raise UsageError(f"trl:{stage}: {missing[0]} is not installed; pip install 'kat[trl]'")
-    if stage != "sft":
-        raise UsageError(f"trl:{stage}: no such stage; sft is the one that can be verified")
     return make
 
 

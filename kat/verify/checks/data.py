@@ -26,7 +26,7 @@ from kat.verify.checks.tokenizer import (
     shown,
     supervised_runs,
 )
-from kat.verify.lab import AdapterError, Lab
+from kat.verify.lab import AdapterError, Lab, accepts
 from kat.verify.subject import Batch, Message, Row
 
 LONGEST = 8192  # rows that are made to be too long are at most this long
@@ -196,10 +196,14 @@ def packed_loss_is_that_of_documents_alone(lab: Lab) -> None:
         with torch.no_grad():
             loss = float(lab.loss(subject, batch))
             if lab.traits.pack_isolated:
-                places = [(float(-logp), d) for d in found for logp in _logprobs(lab, subject, d.ids, d.targets)]
+                places = [[(float(-logp), d) for d in found for logp in _logprobs(lab, subject, d)]]
+                if lab.traits.positions == "relative" and accepts(subject.forward, "position_ids"):
+                    # A document may keep its places in the row, which tables kept in bfloat16 round otherwise.
+                    shifted = [(float(-logp), d) for d in found for logp in _logprobs(lab, subject, d, d.start)]
+                    places.append(shifted)
             else:
-                places = [(float(-logp), d) for d, logp in _row_logprobs(lab, subject, batch, found)]
-        expected = _aggregated(lab, places)
+                places = [[(float(-logp), d) for d, logp in _row_logprobs(lab, subject, batch, found)]]
+        expected = [value for one in places for value in _aggregated(lab, one)]
         worst = min(abs(loss - value) for value in expected)
         case = f"rows of lengths {[len(ids) for ids, _ in rows]} in {len({d.row for d in found})} packed rows"
         alone = "alone" if lab.traits.pack_isolated else "in its row"
@@ -616,9 +620,12 @@ def _packable(lab: Lab) -> list[list[Row]]:
     return lists
 
 
-def _logprobs(lab: Lab, subject: Any, ids: Sequence[int], targets: Sequence[tuple[int, int]]) -> list[Tensor]:
-    logprobs = F.log_softmax(lab.forward(subject, torch.tensor([list(ids)]))[0].float(), dim=-1)  # (T, V)
-    return [logprobs[p - 1, i] for p, i in targets if p > 0]
+def _logprobs(lab: Lab, subject: Any, document: Document, first: int = 0) -> list[Tensor]:
+    """Of a document's targets, read alone, its positions counted from `first`."""
+    ids = torch.tensor([document.ids])
+    kwargs = {"position_ids": torch.arange(first, first + ids.size(1))[None]} if first else {}
+    logprobs = F.log_softmax(lab.forward(subject, ids, **kwargs)[0].float(), dim=-1)  # (T, V)
+    return [logprobs[p - 1, i] for p, i in document.targets if p > 0]
 
 
 def _row_logprobs(lab: Lab, subject: Any, batch: Batch, found: list[Document]) -> list[tuple[Document, Tensor]]:

@@ -274,6 +274,10 @@ def generate_leaves_no_trace(lab: Lab) -> None:
     traits = lab.traits
     length = min(12, traits.max_len // 2)
     before = snapshot(used)
+    used.generate(lab.prompts(3), max_new_tokens=2)
+    if not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)
+        raise Failed("generate leaves gradients switched off", case="1 prompt of 3 tokens, 2 new tokens")
     # Longer and shorter than what follows, one row and several, ended early and not.
     for lengths, n in (((length, 3), 1), ((2,), 3), ((length + 3, 4, 6, 2, 1), 1)):
         for temperature in (0.0, 1.0):

@@ -201,7 +201,7 @@ def uniform_model_has_loss_ln_v(lab: Lab) -> None:
         expected = math.log(vocab) * (targets if lab.traits.loss_agg == "token-sum" else 1)
         values = {"loss": float(lab.loss(subject, batch).detach())}
         if lab.has("eval_loss"):
-            values["eval_loss"] = float(subject.eval_loss(batch)) * (expected / math.log(vocab))
+            values["eval_loss"] = lab.eval_loss(subject, batch) * (expected / math.log(vocab))
         for name, value in values.items():
             lab.at_most(
                 abs(value - expected) / expected,
@@ -230,8 +230,11 @@ def eval_loss_matches_training_loss(lab: Lab) -> None:
         for rows, case in _cases(lab):
             batch = subject.collate(rows)
             before = snapshot(subject)
-            value = float(subject.eval_loss(batch))
             when = f"{case}{', after a training step' if trained else ''}"
+            value = float(subject.eval_loss(batch))
+            if not torch.is_grad_enabled():
+                torch.set_grad_enabled(True)
+                raise Failed("computing the validation loss leaves gradients switched off", case=when)
             difference, name = largest_difference(parameters(subject), before)
             lab.at_most(difference, f"computing the validation loss changes {name}", case=when, tol=0.0)
             if norm(gradients(subject)) > 0:
@@ -338,10 +341,10 @@ def loss_is_a_function_of_weights_and_batch(lab: Lab) -> None:
     zero_grad(subject)
     again("after the loss and gradient of another batch")
     if lab.has("generate"):
-        subject.generate([rows[0][0][:4]], n=2, max_new_tokens=3, temperature=1.0, seed=1)
+        lab.generate(subject, [rows[0][0][:4]], n=2, max_new_tokens=3, temperature=1.0, seed=1)
         again("after generating")
     if lab.has("eval_loss"):
-        subject.eval_loss(batch)
+        lab.eval_loss(subject, batch)
         again("after validation")
     if lab.has("train_step"):
         trained = lab.fresh()

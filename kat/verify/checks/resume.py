@@ -429,7 +429,7 @@ def _generators_aside() -> Iterator[None]:
 
 def _evaluate(lab: Lab, subject: Any, batch: Batch) -> None:
     if lab.has("eval_loss"):
-        subject.eval_loss(batch)
+        lab.eval_loss(subject, batch)
     elif lab.has("forward"):
         with torch.no_grad():
             lab.forward(subject, lab.ids(2, 5))
@@ -437,7 +437,7 @@ def _evaluate(lab: Lab, subject: Any, batch: Batch) -> None:
 
 def _generate(lab: Lab, subject: Any, rows: Sequence[Row]) -> None:
     if lab.has("generate"):
-        subject.generate([rows[0][0][:4]], n=2, max_new_tokens=3, temperature=1.0, seed=3)
+        lab.generate(subject, [rows[0][0][:4]], n=2, max_new_tokens=3, temperature=1.0, seed=3)
     elif lab.has("forward_cached"):
         with torch.no_grad():
             lab.forward_cached(subject, lab.ids(2, 5))
