@@ -1,6 +1,6 @@
 """Does kat verify keep silent on correct code? Every check, levels 0 to 3, on correct subjects, over 20 seeds.
 
-    python benchmarks/false_alarms.py --log DIR/alarms.jsonl [--only llama,trl-sft] [--seeds 20] [-k EXPR] [--write docs/findings.md]
+    python benchmarks/false_alarms.py --log FILE.jsonl [--only "llama;trl-sft"] [-k EXPR] [--write docs/findings.md]
 
 Subjects: kat's own, kat's in other layouts (fused qkv, left padding, tied head, time-first cache, the other sign of the
 rotation, …), tiny random transformers models, and trl's SFTTrainer with its defaults. A seed draws the weights and all
@@ -116,7 +116,8 @@ def table(known: dict[tuple[str, int], dict[str, str]]) -> list[str]:
         total.update(runs=len(seen), passed=passed, real=sum(real.values()), false=sum(false.values()))
     lines += [
         "",
-        f"{total['runs']:,} runs of a check: {total['passed']:,} passed, {total['real']} findings, {total['false']} false alarms.",
+        f"{total['runs']:,} runs of a check: {total['passed']:,} passed, {total['real']} findings, "
+        f"{total['false']} false alarms.",
     ]
     return lines
 
