@@ -369,11 +369,12 @@ class _Linter:
     def _broad_raises(self, name: str, test: Function) -> None:
         """pytest.raises(Exception): whatever goes wrong passes, unless its words or its kind are looked at."""
         for node in ast.walk(test):
-            calls = [(node, None)] if isinstance(node, ast.Expr) else []
-            if isinstance(node, ast.With | ast.AsyncWith):
+            calls: list[tuple[ast.expr, ast.expr | None]] = []
+            if isinstance(node, ast.Expr):
+                calls = [(node.value, None)]
+            elif isinstance(node, ast.With | ast.AsyncWith):
                 calls = [(item.context_expr, item.optional_vars) for item in node.items]
             for call, kept in calls:
-                call = call.value if isinstance(call, ast.Expr) else call
                 if not isinstance(call, ast.Call) or not call.args:
                     continue
                 last = _dotted(call.func).rpartition(".")[2]
@@ -602,8 +603,8 @@ def _number(node: ast.expr) -> int | float | None:
         case ast.Constant(int() | float() as value):
             return value
         case ast.UnaryOp(ast.USub(), operand):
-            value = _number(operand)
-            return None if value is None else -value
+            inner = _number(operand)
+            return None if inner is None else -inner
         case ast.Call(ast.Name("len"), [ast.List(elts) | ast.Tuple(elts)]):
             return None if any(isinstance(e, ast.Starred) for e in elts) else len(elts)
         case ast.Call(ast.Name("len"), [ast.Constant(str() | bytes() as text)]):
