@@ -39,15 +39,19 @@ class Traits:
     where it is plainly cut.
     supervised: "assistant" (each assistant message and its end token) or "all".
     parses_specials: special tokens typed as text become special ids, on purpose.
+    trims: white space at the ends of a message is dropped on purpose, as many chat templates do.
     normalisation: "NFC", "NFKC", "NFD" or "NFKD" where the tokenizer normalises a text before it encodes it.
     shuffle: batches come in an order that depends on the seed. replacement: examples are drawn with replacement.
+    epoch_seed: "mixed", or "sum" where epoch e of seed s has the order of epoch e - 1 of seed s + 1 on purpose (torch's
+    DistributedSampler adds them); two seeds are then no independent runs.
     n_examples: size of the data set behind batches().
     last_batch: the last, smaller batch of an epoch is "kept", "dropped", or "filled" with examples that come twice.
     buffer: how many examples, over all ranks, may wait while later ones go first (a shuffle buffer, a best-fit packer).
     lr_peak, lr_final, warmup_steps, total_steps: of the schedule behind lr(step); None = not declared.
     max_grad_norm: what gradients are clipped to. decay_1d: weight decay is meant for 1-D parameters too.
     data_parallel: where torch.distributed is initialised, the ranks' train_steps are one step on all their rows.
-    logprobs: "tempered" where a completion's log-probabilities are those at the sampling temperature, else "raw".
+    logprobs: a completion's log-probabilities are "tempered", those at the sampling temperature over the whole
+    vocabulary; "sampled", renormalised over what top_k leaves; or "raw", those at temperature 1.
     """
 
     name: str = ""
@@ -67,9 +71,11 @@ class Traits:
     long_rows_keep_a_target: bool = True
     supervised: str = "assistant"
     parses_specials: bool = False
+    trims: bool = False
     normalisation: str | None = None
     shuffle: bool = True
     replacement: bool = False
+    epoch_seed: str = "mixed"
     n_examples: int | None = None
     last_batch: str = "kept"
     buffer: int = 0
@@ -87,7 +93,8 @@ class Traits:
             "positions": ("relative", "absolute", "none"),
             "loss_agg": ("token-mean", "sequence-mean", "token-sum"),
             "supervised": ("assistant", "all"),
-            "logprobs": ("tempered", "raw"),
+            "logprobs": ("tempered", "sampled", "raw"),
+            "epoch_seed": ("mixed", "sum"),
             "normalisation": (None, "NFC", "NFKC", "NFD", "NFKD"),
             "last_batch": ("kept", "dropped", "filled"),
         }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -73,6 +74,28 @@ def gradient_hook(subject: Any, change: Callable[[str, Tensor], Tensor]) -> Iter
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def dropouts() -> Iterator[list[float]]:
+    """The rates of dropout that are applied, 0 where a layer is in evaluation mode, as they come: by torch's layers and
+    functions, attention's too."""
+    rates: list[float] = []
+    good, attention = F.dropout, F.scaled_dot_product_attention
+
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        rates.append(p if training else 0.0)
+        return good(input, p, training, inplace)
+
+    def attend(*args: Any, **kwargs: Any) -> Tensor:
+        rates.append(float(args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)))
+        return attention(*args, **kwargs)
+
+    F.dropout, F.scaled_dot_product_attention = dropout, attend
+    try:
+        yield rates
+    finally:
+        F.dropout, F.scaled_dot_product_attention = good, attention
 
 
 def gradients_of(updates: list[Update]) -> Named:

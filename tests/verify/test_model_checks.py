@@ -72,6 +72,7 @@ KILLER = {
     "logits_centred_over_the_batch": "cache_is_right_or_refuses_beyond_max_len",
     "attention_mask_ignored": "padding_has_no_effect",
     "position_ids_ignored": "position_ids_act_as_declared",
+    "positions_past_the_context_are_its_last": "position_ids_act_as_declared",
     "attention_mask_from_pad_id": "padding_has_no_effect",
     "pad_id_masked_as_content": "padding_has_no_effect",
     "pad_id_never_seen": "padding_has_no_effect",
@@ -135,6 +136,7 @@ KILLER = {
     "one_token_too_many": "end_token_ends_a_completion",
     "finish_always_length": "end_token_ends_a_completion",
     "logprobs_raw": "logprobs_are_those_of_forward",
+    "logprobs_of_what_top_k_leaves": "logprobs_are_those_of_forward",
     "logprobs_of_the_likeliest": "logprobs_are_those_of_forward",
     "logprobs_one_late": "logprobs_are_those_of_forward",
     "logprob_of_end_token_missing": "logprobs_are_those_of_forward",
@@ -144,6 +146,7 @@ KILLER = {
     "engine_keeps_old_weights": "generation_uses_the_current_weights",
     "prefixes_keep_old_weights": "generation_uses_the_current_weights",
     "generation_rounds_weights": "generate_leaves_no_trace",
+    "generation_switches_gradients_off": "generate_leaves_no_trace",
     "rotary_table_is_an_inference_tensor": "generate_leaves_no_trace",
 }
 

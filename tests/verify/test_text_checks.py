@@ -44,6 +44,9 @@ def test_kat_passes(seed: int) -> None:
 KILLED_BY = {
     "text_is_lower_cased": "token_bytes_sum_to_text_bytes",
     "messages_are_lower_cased": "mask_covers_answers_and_end_tokens",
+    "messages_are_stripped": "messages_are_recoverable",
+    "end_of_an_empty_answer_unsupervised": "mask_covers_answers_and_end_tokens",
+    "seed_and_epoch_are_added": "batch_order_depends_on_seed_and_epoch",
     "decode_drops_what_is_not_ascii": "mask_covers_answers_and_end_tokens",
     "encode_puts_bos_before_text": "typed_special_tokens_stay_text",
     "conversation_has_two_bos": "special_tokens_stand_where_they_should",
@@ -327,7 +330,8 @@ class Loader:
 
     def __init__(self, kind: str, traits: Mapping[str, Any]) -> None:
         self.kind = kind
-        self.traits = Traits(**{**vars(TRAITS), **traits})
+        added = {"epoch_seed": "sum"} if kind in ("sampler", "finite", "drop") else {}
+        self.traits = Traits(**{**vars(TRAITS), **added, **traits})
 
     def batches(self, seed: int, rank: int = 0, world: int = 1, state: Any = None) -> Iterator[Batch]:
         epoch, at = (state["epoch"], state["at"]) if state else (0, 0)
@@ -388,7 +392,10 @@ def test_no_alarm_on_other_loaders(kind: str, traits: dict[str, Any]) -> None:
         assert set(found.values()) <= {"PASS", "SKIP"}
 
 
-@pytest.mark.parametrize(("kind", "traits"), [("drop", {"n_examples": 41}), ("sampler", {}), ("fixed", {})])
+@pytest.mark.parametrize(
+    ("kind", "traits"),
+    [("drop", {"n_examples": 41}), ("sampler", {}), ("fixed", {}), ("finite", {"epoch_seed": "mixed"})],
+)
 def test_designs_that_are_not_declared_are_findings(kind: str, traits: dict[str, Any]) -> None:
     found = outcomes(lambda **_: Loader(kind, traits), *BATCHES)
     assert any(outcome.startswith("FAIL") for outcome in found.values())
@@ -471,7 +478,12 @@ TEXT = [name for name, check in CHECKS.items() if "encode_conversation" in check
 
 @pytest.mark.parametrize("turn", [chatml, chatml_with_line_end])
 def test_no_alarm_on_other_templates(turn: Any) -> None:
-    assert outcomes(chat(turn), *TEXT) == dict.fromkeys(TEXT, "PASS")
+    assert outcomes(chat(turn, trims=True), *TEXT) == dict.fromkeys(TEXT, "PASS")
+
+
+def test_trimming_that_is_not_declared_is_a_finding() -> None:
+    found = outcomes(chat(chatml), *TEXT)
+    assert {name for name, outcome in found.items() if outcome != "PASS"} == {"messages_are_recoverable"}
 
 
 def test_no_alarm_on_templates_that_refuse() -> None:
@@ -480,14 +492,14 @@ def test_no_alarm_on_templates_that_refuse() -> None:
             raise ValueError("not in this template")
         return chatml(role, content)
 
-    assert outcomes(chat(turn), *TEXT) == dict.fromkeys(TEXT, "PASS")
+    assert outcomes(chat(turn, trims=True), *TEXT) == dict.fromkeys(TEXT, "PASS")
 
 
 def test_no_alarm_where_everything_is_supervised() -> None:
     def whole(role: str, content: str) -> list[tuple[list[int], int]]:
         return [(ids, 1) for ids, _ in chatml(role, content)]
 
-    subject = chat(whole, supervised="all")()
+    subject = chat(whole, supervised="all", trims=True)()
     del subject.encode_prompt  # made of the mask here
     assert set(outcomes(lambda **_: subject, *TEXT).values()) == {"PASS", "SKIP"}
 

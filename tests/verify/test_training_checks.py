@@ -48,7 +48,9 @@ DESIGNS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 def test_kat_passes(seed: int) -> None:
-    assert set(outcomes(NATIVE, seed).values()) == {"PASS"}
+    found = outcomes(NATIVE, seed)
+    assert set(found.values()) == {"PASS", "SKIP"}, found
+    assert [name for name, outcome in found.items() if outcome == "SKIP"] == ["dropout_acts_in_training_alone"]
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))])
@@ -56,7 +58,8 @@ def test_kat_passes(seed: int) -> None:
 def test_another_correct_subject_passes(design: str, seed: int) -> None:
     found = outcomes(Source("plain", "plain", plain_make(**DESIGNS[design])), seed)
     skipped = {name for name, outcome in found.items() if outcome == "SKIP"}
-    assert skipped == {"two_ranks_match_one", "ranks_draw_disjoint_shards"}
+    without_dropout = {"dropout_acts_in_training_alone"} if design != "dropout" else set()
+    assert skipped == {"two_ranks_match_one", "ranks_draw_disjoint_shards"} | without_dropout
     assert set(found.values()) == {"PASS", "SKIP"}
 
 
@@ -100,6 +103,7 @@ KILLER = {
     "validation_on_other_rows": "eval_loss_matches_training_loss",
     "validation_is_mean_of_rows": "eval_loss_matches_training_loss",
     "validation_leaves_gradients": "eval_loss_matches_training_loss",
+    "validation_switches_gradients_off": "eval_loss_matches_training_loss",
     "label_smoothing_left_on": "loss_matches_token_oracle",
     "small_activations_get_no_gradient": "loss_matches_token_oracle",
     "first_micro_batch_lost": "grad_accumulation_equivalent",
@@ -121,6 +125,9 @@ KILLER = {
     "parameter_in_two_groups": "every_parameter_is_in_one_group",
     "gradient_ascent": "training_lowers_the_loss",
     "moments_forgotten_each_step": "update_matches_reference",
+    "moments_cleared_every_six_steps": "update_matches_reference",
+    "dropout_in_the_first_step_only": "dropout_acts_in_training_alone",
+    "validation_applies_dropout": "dropout_acts_in_training_alone",
     "gradients_never_zeroed": "optimiser_sees_clipped_gradient_of_this_step",
     "clips_by_value": "optimiser_sees_clipped_gradient_of_this_step",
     "clips_each_parameter": "optimiser_sees_clipped_gradient_of_this_step",
@@ -247,6 +254,7 @@ def test_an_optimizer_that_torch_does_not_see_is_no_failure() -> None:
         "zero_gradient_moves_only_what_decays",
         "optimiser_sees_clipped_gradient_of_this_step",
         "update_matches_reference",
+        "dropout_acts_in_training_alone",
     ]
 
 

@@ -7,6 +7,7 @@ copied for each subject; nothing is downloaded.
 import copy
 import importlib.util
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,7 @@ class HFSubject:
             window=window,
             tied_head=embedding.weight is head.weight,
             normalisation=_normal_form(self.tokenizer),
+            trims=_trims(getattr(self.tokenizer, "chat_template", None)),
             logprobs="tempered",
         )
 
@@ -249,6 +251,11 @@ def _normal_form(tokenizer: Any) -> str | None:
     """The Unicode normal form that a tokenizer brings every text to; None where it has none."""
     normaliser = repr(getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None))
     return next((form for form in ("NFKC", "NFKD", "NFC", "NFD") if form in normaliser), None)
+
+
+def _trims(template: str | dict[str, str] | None) -> bool:
+    """Whether a chat template strips white space off messages."""
+    return re.search(r"\|\s*trim\b|\.[lr]?strip\(", str(template or "")) is not None
 
 
 def bytes_of_tokens(tokenizer: Any) -> list[int] | None:

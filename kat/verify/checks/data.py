@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kat.verify.check import Failed, NotApplicable, Vacuous, check
 from kat.verify.checks.tokenizer import (
+    conversation,
     conversations,
     normalised,
     plain_row,
@@ -69,6 +70,34 @@ def mask_covers_answers_and_end_tokens(lab: Lab) -> None:
                 raise Failed("the end token of an answer is not supervised", case=case, resembles="DM3")
 
     lab.forall(conversations(*roles(lab)), test, examples=30)
+    if lab.traits.supervised == "assistant" and lab.traits.eos_ids:
+        _empty_answers_end(lab)
+
+
+def _empty_answers_end(lab: Lab) -> None:
+    """Fail where an answer that is empty or blank is written with its end token, and that is not supervised."""
+
+    def ends(messages: list[Message]) -> tuple[int, int] | None:
+        """(end tokens, supervised ones); None where such a message is refused."""
+        try:
+            ids, mask = plain_row(lab.subject.encode_conversation(messages))
+        except Exception:  # noqa: BLE001 (which exception says no is the subject's choice)
+            return None
+        places = [t for t, token in enumerate(ids) if token in lab.traits.eos_ids]
+        return len(places), sum(mask[t] for t in places)
+
+    several = roles(lab)[1]
+    for before, after in (([], []), *([([("Ask", "Owl")], []), ([], [("Why", "So")])] if several else [])):
+        usual = ends(conversation(None, [*before, ("Ask", "Owl"), *after]))
+        for content in ("", " ", "\n"):
+            messages = conversation(None, [*before, ("Ask", content), *after])
+            found = ends(messages)
+            if found is not None and usual is not None and found[0] == usual[0] and found[1] != usual[1]:
+                raise Failed(
+                    f"{found[1]} end tokens are supervised, {usual[1]} where the answer is not empty",
+                    case=shown(messages),
+                    resembles="DM3",
+                )
 
 
 @check(family="data", level=0, needs={"collate"}, kind="oracle", catches=("DM4", "DM5", "MF19", "LN13", "RM10"))
@@ -290,7 +319,8 @@ def ranks_share_an_epoch_without_overlap(lab: Lab) -> None:
 
 @check(family="data", level=0, needs={"batches"}, kind="statistical", catches=("DM13", "CR11", "DI5", "SG8"))
 def batch_order_depends_on_seed_and_epoch(lab: Lab) -> None:
-    """Two seeds give unrelated orders (Kendall's tau), and so do two epochs of one seed."""
+    """Two seeds give unrelated orders (Kendall's tau), and so do two epochs of one seed; an epoch of one seed is not
+    the next one of its neighbour, unless that is declared."""
     lab.require(lab.traits.shuffle, "batches come in a fixed order by design")
     n = _n_examples(lab)
     drawn: dict[int, list[dict[Any, int]]] = {}
@@ -324,6 +354,19 @@ def batch_order_depends_on_seed_and_epoch(lab: Lab) -> None:
     lab.statistical(of_seeds, "two seeds give related orders of the examples", n=n, resembles="DM13")
     if not lab.traits.replacement and n <= ENOUGH and len(epochs(lab.seed)[1]) > 3:
         lab.statistical(of_epochs, "two epochs of a seed give related orders of the examples", n=n, resembles="DI5")
+        if lab.traits.epoch_seed == "mixed":
+
+            def of_neighbours(seed: int) -> float:
+                pairs = [(seed, seed + 1), (seed + 1, seed)]  # alike of a sum is one, of an exclusive or either
+                return 2 * min(_p_of_tau(lab, epochs(a)[1], epochs(b)[0]) for a, b in pairs)
+
+            lab.statistical(
+                of_neighbours,
+                "the second epoch of a seed has the order of its neighbour's first: seed and epoch are added; if it is "
+                "meant, declare epoch_seed='sum'",
+                n=n,
+                resembles="DM13",
+            )
 
 
 @check(family="data", level=0, needs={"batches"}, kind="metamorphic", catches=("CR11",))

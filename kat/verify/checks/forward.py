@@ -178,8 +178,8 @@ def _pad_id_counts(lab: Lab, subject: Any, pad: int) -> None:
     catches=("MF9", "MF14"),
 )
 def position_ids_act_as_declared(lab: Lab) -> None:
-    """Positions that are left out are 0, 1, 2, …; other distances give other logits, row by row; and a shift of all
-    positions changes nothing where they are relative, and something where they are absolute."""
+    """Positions that are left out are 0, 1, 2, …; other distances give other logits, row by row, past max_len too if it
+    is not refused; a shift of all positions changes nothing where they are relative, and something where absolute."""
     traits = lab.traits
     subject = lab.randomised()
     lab.require(accepts(subject.forward, "position_ids"), "forward takes no position_ids")
@@ -237,6 +237,20 @@ def position_ids_act_as_declared(lab: Lab) -> None:
                     case=f"2 rows of {length} tokens shifted by {shift}",
                     resembles="MF14",
                 )
+        try:
+            near, far = logits(plain + traits.max_len), logits(2 * plain + traits.max_len)
+        except Exception:  # noqa: BLE001 (refusing is right, in whatever words)
+            return
+        effect = float((far - near).abs().max())
+        if not effect > EFFECT:
+            raise Failed(
+                "positions past max_len are taken and not told apart: twice the distance between all tokens does not "
+                "move the logits",
+                measured=effect,
+                tolerance=EFFECT,
+                case=f"position_ids {traits.max_len}, {traits.max_len + 1}, … and {traits.max_len}, "
+                f"{traits.max_len + 2}, … of a row of {length} tokens",
+            )
 
 
 @check(family="forward", level=1, needs={"forward", "named_parameters"}, kind="oracle", tol=0.1, catches=("MF10",))
@@ -350,10 +364,16 @@ def forward_matches_reference(lab: Lab) -> None:
     """The logits are those of an independent implementation with the same weights."""
     subject = lab.randomised()
     lab.require_context(subject)
-    for rows, length in ((1, 1), (1, 4), (2, 9), (2, min(lab.traits.max_len, 128))):
+    end = lab.traits.max_len
+    for rows, length in ((1, 1), (1, 4), (2, 9), (2, min(end, 128)), *([(1, end + 6)] if end <= 512 else [])):
         ids = lab.ids(rows, length)
         with torch.no_grad():
-            logits, expected = lab.forward(subject, ids), subject.reference_logits(ids)
+            try:
+                logits, expected = lab.forward(subject, ids), subject.reference_logits(ids)
+            except Exception:
+                if length <= end:
+                    raise
+                return  # refusing what is too long is right, in whatever words
         lab.close(
             logits,
             expected,

@@ -219,7 +219,7 @@ def end_token_ends_a_completion(lab: Lab) -> None:
 @check(family="generation", level=1, needs=NEEDS, kind="oracle", tol=1e-3, catches=("RL8", "RL9", "TK8", "TK9", "RL11"))
 def logprobs_are_those_of_forward(lab: Lab) -> None:
     """A completion's log-probabilities are those of one pass of forward over prompt and completion: at the sampling
-    temperature, or raw where that is declared; the end token has one too."""
+    temperature and over the whole vocabulary, unless the declared design is otherwise; the end token has one too."""
     subject = lab.randomised()
     lab.require_context(subject)
     traits = lab.traits
@@ -232,20 +232,24 @@ def logprobs_are_those_of_forward(lab: Lab) -> None:
             lab, subject, prompts, n=3, max_new_tokens=steps, temperature=temperature, top_k=top_k, seed=lab.seed
         )
         found = [list(c.logprobs or ()) for group in groups for c in group]
-        tempered = traits.logprobs == "tempered"
         for (prompt, ids, logits), given in zip(_with_logits(lab, subject, prompts, groups), found, strict=True):
-            scaled = logits.double() / (temperature if tempered else 1.0)
-            expected = [_picked(scaled, ids)]
-            if top_k is not None:  # of what is drawn from, or of the model: both are in use
+            scaled = logits.double() / (1.0 if traits.logprobs == "raw" else temperature)
+            whole = kept = _picked(scaled, ids)
+            if top_k is not None:
                 least = scaled.topk(top_k, dim=-1).values[:, -1:]
-                expected.append(_picked(scaled.masked_fill(scaled < least - TIE, -math.inf), ids))
+                kept = _picked(scaled.masked_fill(scaled < least - TIE, -math.inf), ids)
+            expected, other = (kept, whole) if traits.logprobs == "sampled" else (whole, kept)
             actual = torch.tensor(given, dtype=torch.double)
-            difference = min(float((actual - want).abs().max()) for want in expected)
             raw = float((actual - _picked(logits.double(), ids)).abs().max())
+            instead = ""
+            if traits.logprobs != "raw" and raw <= lab.tol:
+                instead = " at the sampling temperature, but the raw ones"
+            elif float((actual - other).abs().max()) <= lab.tol:
+                instead = f", but those of {'all tokens' if other is whole else 'the top k, renormalised'}"
             lab.at_most(
-                difference,
-                "log-probabilities of a completion are not those of forward"
-                + (" at the sampling temperature, but the raw ones" if tempered and raw <= lab.tol else ""),
+                float((actual - expected).abs().max()),
+                f"log-probabilities of a completion are not those of forward{instead}"
+                + (f" (traits.logprobs declares {traits.logprobs!r})" if instead else ""),
                 case=f"temperature {temperature}, top_k {top_k}, prompt of {len(prompt)} tokens, "
                 f"{len(ids)} new ones{note}",
                 resembles="RL9" if raw <= lab.tol else "RL8",

@@ -2,7 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from kat.verify.check import Failed, NotApplicable, Vacuous, check
 from kat.verify.checks.loss import require_deterministic_training
 from kat.verify.lab import Lab, Named, copy_weights, parameters, relative_difference, snapshot
 from kat.verify.subject import Batch, Row
-from kat.verify.watch import Group, Update, gradient_hook, gradients_of, norm, plain, watched
+from kat.verify.watch import Group, Update, dropouts, gradient_hook, gradients_of, norm, plain, watched
 
 COUNTED = ("skip", "nan", "inf", "bad", "overflow", "nonfinite", "non_finite", "fault")
 
@@ -391,7 +393,7 @@ def optimiser_sees_clipped_gradient_of_this_step(lab: Lab) -> None:
     catches=("OS8", "OS9", "CR5"),
 )
 def update_matches_reference(lab: Lab) -> None:
-    """AdamW, Adam and SGD move parameters as their papers say, from gradients as small as eps, over several steps with
+    """AdamW, Adam and SGD move parameters as their papers say, from gradients as small as eps, over 14 steps with
     their moments kept per parameter."""
     try:
         subject = lab.randomised(weight_decay=0.1)
@@ -416,7 +418,7 @@ def update_matches_reference(lab: Lab) -> None:
             reference[name], kinds[name] = _Reference(kind, weight), type(optimiser).__name__
         expected[name] = reference[name].step(weight.grad, group)
 
-    rows, n = _few_rows(lab), 5
+    rows, n = _few_rows(lab), min(14, lab.traits.total_steps or 14)  # a state that is lost now and then shows in time
     with watched(subject, edit) as updates:
         for step in range(n):
             start = {name: r.weight.clone() for name, r in reference.items()}
@@ -518,6 +520,42 @@ def training_lowers_the_loss(lab: Lab) -> None:
             case=f"rows of (length, targets) {[(len(i), sum(m)) for i, m in rows]}",
             resembles="RL2",
         )
+
+
+@check(family="optimiser", level=2, needs={"train_step", "collate", "named_parameters"}, kind="metamorphic", catches=())
+def dropout_acts_in_training_alone(lab: Lab) -> None:
+    """If the first training step applies dropout, every later one does, after validation, generation and load too;
+    validation and generation never do."""
+    subject = lab.make(seed=lab.seed, tiny=True)  # lab.fresh() switches dropout off
+    rows = _few_rows(lab)
+
+    def rate(call: Callable[[], Any]) -> float:
+        with dropouts() as rates:
+            call()
+        return max(rates, default=0.0)
+
+    def step(after: str) -> None:
+        if rate(lambda: subject.train_step(_micro_batches(subject, rows, 2))) <= 0:
+            raise Failed(f"a training step after {after} applies no dropout; the first one did, at a rate of {first:g}")
+
+    first = rate(lambda: subject.train_step(_micro_batches(subject, rows, 2)))
+    lab.require(first > 0, "training applies no dropout that torch shows")
+    step("the first")
+    others: dict[str, Callable[[], Any]] = {}
+    if lab.has("eval_loss"):
+        others["validation"] = lambda: lab.eval_loss(subject, subject.collate(rows))
+    if lab.has("generate"):
+        others["generation"] = lambda: lab.generate(subject, lab.prompts(3), max_new_tokens=3, temperature=0.0)
+    for what, call in others.items():
+        applied = rate(call)
+        if applied > 0:
+            raise Failed(f"{what} applies dropout", measured=applied, tolerance=0.0, case="after training steps")
+        step(what)
+    if lab.has("save", "load"):
+        with tempfile.TemporaryDirectory(prefix="kat-verify-") as folder:
+            subject.save(Path(folder) / "saved")
+            subject.load(Path(folder) / "saved")
+            step("load")
 
 
 # What the checks share

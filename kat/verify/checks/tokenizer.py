@@ -244,11 +244,17 @@ def special_tokens_stand_where_they_should(lab: Lab) -> None:
     catches=("TK10", "TK11", "DM20", "DM22"),
 )
 def messages_are_recoverable(lab: Lab) -> None:
-    """Every message stands in the decoded conversation and in the decoded prompt, letter for letter and in order."""
+    """Every message stands in the decoded conversation and in the decoded prompt, letter for letter and in order, with
+    the white space at its ends unless trimming is declared."""
+
+    edges = [("", "")] if lab.traits.trims else [("  ", ""), ("", " \n"), ("\n ", "  "), ("", "")]
 
     def test(messages: list[Message]) -> None:
         # Marks keep a dropped "a" from being found in "assistant", and ends away from a template that trims.
-        marked = [{**m, "content": f"[{k}Q{m['content']}Z{k}]"} for k, m in enumerate(messages)]
+        marked = []
+        for k, message in enumerate(messages):
+            first, last = edges[(k + len(messages[0]["content"])) % len(edges)]
+            marked.append({**message, "content": f"{first}[{k}Q{message['content']}Z{k}]{last}"})
         texts = {"encode_conversation": (marked, lab.subject.encode_conversation(marked)[0])}
         if lab.has("encode_prompt"):
             texts["encode_prompt"] = (marked[:-1], lab.subject.encode_prompt(marked[:-1]))
@@ -258,6 +264,13 @@ def messages_are_recoverable(lab: Lab) -> None:
             for message in shown:
                 content = normalised(lab, message["content"])
                 found = text.find(content, at)
+                if found < 0 and text.find(content.strip(), at) >= 0:
+                    raise Failed(
+                        f"white space at the ends of the {message['role']} message {content!r} is not in what {what} "
+                        "gives; if it is meant, declare trims",
+                        case=f"decoded: {text!r}",
+                        resembles="DM22",
+                    )
                 if found < 0:
                     row = (
                         "TK10" if content.lower() in text.lower() else "TK11" if message["role"] == "system" else "DM22"

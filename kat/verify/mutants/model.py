@@ -659,6 +659,29 @@ def _raw_logprobs(good: Any, logits: Tensor, sampling: Any, draws: Any, seen: An
     return token, torch.log_softmax(logits, -1).gather(-1, token[:, None])[:, 0]
 
 
+def _logprobs_of_what_is_left(good: Any, logits: Tensor, sampling: Any, draws: Any, seen: Any) -> tuple[Tensor, Tensor]:
+    """Renormalised over the top k, from which the token is drawn; training sees the whole vocabulary."""
+    token, logprobs = good(logits, sampling, draws, seen)
+    if sampling.top_k is None or sampling.top_k >= logits.size(-1):
+        return token, logprobs
+    scaled = logits / (sampling.temperature or 1.0)
+    kept = scaled.masked_fill(scaled < scaled.topk(sampling.top_k, dim=-1).values[:, -1:], float("-inf"))
+    return token, torch.log_softmax(kept, -1).gather(-1, token[:, None])[:, 0]
+
+
+def _clamped(inner: Any, ids: Tensor, attention_mask: Any = None, position_ids: Any = None) -> Tensor:
+    """Every position past the context is its last one."""
+    last = inner.traits.max_len - 1
+    if position_ids is None and attention_mask is None:
+        position_ids = torch.arange(ids.size(1)).expand(len(ids), -1)
+    return inner.forward(ids, attention_mask, None if position_ids is None else position_ids.clamp(max=last))
+
+
+def _gradients_off(inner: Any, *args: Any, **kwargs: Any) -> Any:
+    torch.set_grad_enabled(False)
+    return inner.generate(*args, **kwargs)
+
+
 def _greedy_logprobs(good: Any, logits: Tensor, sampling: Any, draws: Any, seen: Any) -> tuple[Tensor, Tensor]:
     token, _ = good(logits, sampling, draws, seen)
     return token, torch.log_softmax(logits / (sampling.temperature or 1.0), -1).amax(-1)
@@ -761,6 +784,7 @@ FORWARD = (
         ("MF9",),
         wrapped(forward=lambda inner, ids, position_ids=None, **k: inner.forward(ids, **k)),
     ),
+    Mutant("positions_past_the_context_are_its_last", (), wrapped(forward=_clamped)),
     Mutant("attention_mask_from_pad_id", (), wrapped(forward=_pad_is_padding)),
     Mutant("pad_id_masked_as_content", (), wrapped(forward=_masked_more)),
     Mutant("pad_id_never_seen", ("DM5",), wrapped(forward=_pad_never_seen)),
@@ -840,6 +864,7 @@ GENERATION = (
     Mutant("one_token_too_many", (), asked(max_new_tokens=lambda o: o["max_new_tokens"] + 1)),
     Mutant("finish_always_length", (), each(lambda inner, p, c: Completion(c.ids, c.logprobs, "length"))),
     Mutant("logprobs_raw", ("RL8", "RL9"), chosen(_raw_logprobs), native=True),
+    Mutant("logprobs_of_what_top_k_leaves", (), chosen(_logprobs_of_what_is_left), native=True),
     Mutant("logprobs_of_the_likeliest", (), chosen(_greedy_logprobs), native=True),
     Mutant("logprobs_one_late", (), each(_logprobs_late)),
     Mutant("logprob_of_end_token_missing", (), each(_logprob_of_end_missing)),
@@ -848,6 +873,7 @@ GENERATION = (
     Mutant("samples_and_prompts_transposed", ("RL11",), wrapped(generate=_sample_major)),
     Mutant("engine_keeps_old_weights", ("RL25",), wrapped(generate=_stale_engine)),
     Mutant("prefixes_keep_old_weights", ("RL25",), wrapped(generate=_stale_prefixes)),
+    Mutant("generation_switches_gradients_off", (), wrapped(generate=_gradients_off)),
     Mutant("generation_rounds_weights", (), wrapped(generate=_rounded)),
     Mutant("rotary_table_is_an_inference_tensor", (), patched(BUILD, _table_of_inference), native=True),
 )

@@ -103,6 +103,15 @@ def _last_run_only(inner: Any, ids: list[int], mask: list[int]) -> list[int]:
     return [0] * start + mask[start:]
 
 
+def _empty_answers_unsupervised(inner: Any, messages: Sequence[Message]) -> Row:
+    """A run of supervised tokens counts where it has more than the end token."""
+    ids, mask = inner.encode_conversation(messages)
+    new: list[int] = []
+    for on, part in _parts(ids, mask):
+        new += [int(on and part[0] not in inner.traits.eos_ids)] * len(part)
+    return ids, new
+
+
 def _joined_with_space(inner: Any, messages: Sequence[Message]) -> Row:
     """The answer encoded together with a blank that the prompt has as a token of its own."""
     ids, _ = inner.encode_conversation([*messages[:-1], {**messages[-1], "content": " " + messages[-1]["content"]}])
@@ -123,6 +132,7 @@ def _with_header_behind(inner: Any, messages: Sequence[Message]) -> Row:
 TOKENIZER = (
     Mutant("text_is_lower_cased", ("TK10",), wrapped(encode=lambda inner, text: inner.encode(text.lower()))),
     Mutant("messages_are_lower_cased", ("TK10",), wrapped(**_contents(str.lower))),
+    Mutant("messages_are_stripped", (), wrapped(**_contents(str.strip))),
     Mutant(
         "decode_drops_what_is_not_ascii",
         ("VQ5",),
@@ -379,6 +389,7 @@ MASKS = (
             )
         ),
     ),
+    Mutant("end_of_an_empty_answer_unsupervised", (), wrapped(encode_conversation=_empty_answers_unsupervised)),
     Mutant("mask_covers_the_last_answer_only", (), wrapped(encode_conversation=_masked(_last_run_only))),
     Mutant(
         "mask_covers_headers",
@@ -579,7 +590,22 @@ def _replaced_example(good: Any, seed: int, rank: int, world: int, state: Any) -
         before = batch
 
 
+@around
+def _seed_plus_epoch(good: Any) -> Any:
+    def plan_of(self: Any, epoch: int) -> Any:
+        """The order of epoch e is drawn from seed + e alone."""
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan, kept = None, self.seed
+            self.seed += epoch
+            self._plan = (epoch, good(self, 0))
+            self.seed = kept
+        return self._plan[1]
+
+    return plan_of
+
+
 BATCHES = (
+    Mutant("seed_and_epoch_are_added", (), patched("kat.data.batches.Batches._plan_of", _seed_plus_epoch), native=True),
     Mutant(
         "batches_are_never_shuffled",
         ("DM13",),

@@ -184,6 +184,11 @@ def eval_with_gradient(inner: Any, batch: Batch) -> float:
     return float(loss.detach())
 
 
+def eval_with_gradients_off(inner: Any, batch: Batch) -> float:
+    torch.set_grad_enabled(False)
+    return inner.eval_loss(batch)
+
+
 def reported(**changes: Callable[..., float]) -> Callable[[Make], Make]:
     """train_step reports something else: each function takes (inner, micro_batches, metrics)."""
 
@@ -235,6 +240,7 @@ LOSS = (
     ),
     Mutant("validation_is_mean_of_rows", (), wrapped(eval_loss=eval_as_mean_of_rows), native=True),
     Mutant("validation_leaves_gradients", (), wrapped(eval_loss=eval_with_gradient), native=True),
+    Mutant("validation_switches_gradients_off", (), wrapped(eval_loss=eval_with_gradients_off)),
     Mutant("label_smoothing_left_on", (), gpt_loss(smoothed), native=True),
     Mutant("small_activations_get_no_gradient", (), gpt_loss(gradient_stops_at_softmax), native=True),
     Mutant("first_micro_batch_lost", (), first_micro_batch_lost, native=True),
@@ -480,6 +486,37 @@ def forget_moments(loop: Any) -> None:
         optimiser.state.clear()
 
 
+@method("train_step")
+def moments_cleared_now_and_then(good: Any, loop: Any, batches: Sequence[Any]) -> Any:
+    if loop.step % 6 == 5:  # as where they are freed to save memory, around a validation
+        forget_moments(loop)
+    return good(loop, batches)
+
+
+def with_dropout(make: Make) -> Make:
+    """kat's model has no dropout: here it has some behind the embedding."""
+
+    def made(*args: Any, **kwargs: Any) -> Any:
+        subject = make(*args, **kwargs)
+        layer = subject.model.dropout = torch.nn.Dropout(0.2)
+        subject.model.model.embed_tokens.register_forward_hook(lambda module, given, output: layer(output))
+        return subject
+
+    return made
+
+
+def stays_in_evaluation_mode(inner: Any, micro_batches: Sequence[Batch]) -> Any:
+    metrics = inner.train_step(micro_batches)
+    inner.model.eval()
+    inner.model.train = lambda mode=True: inner.model  # only the first step asks for it
+    return metrics
+
+
+def eval_in_training_mode(inner: Any, batch: Batch) -> float:
+    inner.model.train()
+    return inner.eval_loss(batch)
+
+
 def embedding_off_the_graph(good: Any) -> Any:
     def hidden(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         weight = self.model.embed_tokens.weight
@@ -514,6 +551,14 @@ OPTIMISER = (
     Mutant("parameter_in_two_groups", (), optimisers(add_twice), native=True),
     Mutant("gradient_ascent", (), optimisers(maximise), native=True),
     Mutant("moments_forgotten_each_step", (), before_update(forget_moments), native=True),
+    Mutant("moments_cleared_every_six_steps", (), moments_cleared_now_and_then, native=True),
+    Mutant(
+        "dropout_in_the_first_step_only",
+        (),
+        both(with_dropout, wrapped(train_step=stays_in_evaluation_mode)),
+        native=True,
+    ),
+    Mutant("validation_applies_dropout", (), both(with_dropout, wrapped(eval_loss=eval_in_training_mode)), native=True),
     Mutant(
         "gradients_never_zeroed",
         (),
