@@ -1,6 +1,6 @@
 """kat_verify.toml, beside an adapter: failures that are known, and how long a check may take.
 
-time_limit = 60                                             # seconds a check; 30 where it is not said
+time_limit = 60              # seconds of the processor a check may take, by the clock 4 times that; 30 if not said
 [xfail]
 lr_follows_declared_schedule = "warm-up starts at 0 on purpose"    # strict: a pass is then an error
 """

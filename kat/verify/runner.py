@@ -203,6 +203,7 @@ def _with_expectation(finding: Finding, reason: str | None) -> Finding:
     return Finding(**{**vars(finding), "outcome": outcome, "message": message})
 
 
+CLOCK = 4  # times its limit that a check may take by the clock: on a busy machine it gets little of the processor
 PATIENCE = 30  # interruptions, one a second, after which a check that swallows them ends the whole run
 
 
@@ -212,13 +213,15 @@ class _TimeLimit(BaseException):
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Interrupt what runs longer; where signals can't be had (another thread, Windows) there is no limit."""
+    """Interrupt what takes longer: in seconds of the processor, or CLOCK times that by the clock. Where signals can't be
+    had (another thread, Windows) there is no limit."""
 
     armed, fired = True, 0
+    worked, began = time.process_time(), time.perf_counter()
 
     def stop(*_: object) -> None:
         nonlocal fired
-        if not armed:
+        if not armed or (time.process_time() - worked < seconds and time.perf_counter() - began < CLOCK * seconds):
             return
         fired += 1
         if fired > PATIENCE:  # the adapter swallows every interruption: nothing else ends it

@@ -107,7 +107,8 @@ def gradients_of(updates: list[Update]) -> Named:
 
 def norm(gradients: Named) -> float:
     """The global L2 norm."""
-    return sum(float(g.double().square().sum()) for g in gradients.values()) ** 0.5
+    lengths = [float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in gradients.values()]
+    return sum(length**2 for length in lengths) ** 0.5
 
 
 def plain(value: Any) -> Any:

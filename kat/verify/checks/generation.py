@@ -70,7 +70,7 @@ def samples_follow_the_softmax(lab: Lab) -> None:
     subject = lab.randomised()
     lab.require_context(subject)
     prompts = lab.prompts(2, 7, 4)
-    n, steps = 40, min(5, lab.traits.max_len - 8)
+    n, steps = 24 if lab.large else 40, min(5, lab.traits.max_len - 8)
     for temperature in (0.7, 1.3):
 
         def p_value(seed: int, temperature: float = temperature) -> float:
@@ -83,7 +83,7 @@ def samples_follow_the_softmax(lab: Lab) -> None:
             n=len(prompts) * n * steps,
         )
     # Many first tokens, one test a token: a sampler that loses some of them (in a cumulative sum of low precision).
-    n = min(1500, 20_000_000 // lab.traits.vocab)
+    n = min(1500, (8_000_000 if lab.large else 20_000_000) // lab.traits.vocab)
     prompt = lab.prompts(3)
     with torch.no_grad():
         p = torch.softmax(lab.forward(subject, torch.tensor(prompt))[0, -1].double(), dim=-1).numpy()
@@ -105,7 +105,8 @@ def samples_differ_and_repeat_with_the_seed(lab: Lab) -> None:
     same seed gives the same samples again, another seed others."""
     subject = lab.randomised()
     prompt = lab.prompts(5)[0]
-    options: dict[str, Any] = {"max_new_tokens": min(12, lab.traits.max_len - 6), "temperature": 1.0}
+    length = 6 if lab.large else 12
+    options: dict[str, Any] = {"max_new_tokens": min(length, lab.traits.max_len - 6), "temperature": 1.0}
     with torch.no_grad():
         first = torch.softmax(lab.forward(subject, torch.tensor([prompt]))[0, -1].double(), dim=-1)
     if float(first.pow(16).sum()) > 1e-6:
@@ -146,11 +147,12 @@ def top_k_keeps_the_k_likeliest(lab: Lab) -> None:
     steps = min(5, lab.traits.max_len - 7)
     greedy = generate(lab, subject, prompts, n=2, max_new_tokens=steps, temperature=1.0, top_k=1)
     _check_greedy(lab, subject, prompts, greedy, "at top_k=1, temperature 1")
+    n = 16 if lab.large else 24
     for k, temperature in ((2, 1.0), (5, 0.4), (8, 3.0)):
 
         def p_value(seed: int, k: int = k, temperature: float = temperature) -> float:
             completions = generate(
-                lab, subject, prompts, n=24, max_new_tokens=steps, temperature=temperature, top_k=k, seed=seed
+                lab, subject, prompts, n=n, max_new_tokens=steps, temperature=temperature, top_k=k, seed=seed
             )
             for prompt, ids, logits in _with_logits(lab, subject, prompts, completions):
                 least = logits.topk(k, dim=-1).values[:, -1]
@@ -165,7 +167,7 @@ def top_k_keeps_the_k_likeliest(lab: Lab) -> None:
         lab.statistical(
             p_value,
             f"samples at top_k={k}, temperature {temperature} do not follow the renormalised softmax",
-            n=len(prompts) * 24 * steps,
+            n=len(prompts) * n * steps,
         )
     generate(lab, subject, prompts, max_new_tokens=2, top_k=lab.traits.vocab)
 
