@@ -213,8 +213,8 @@ class _TimeLimit(BaseException):
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Interrupt what takes longer: in seconds of the processor, or CLOCK times that by the clock. Where signals can't be
-    had (another thread, Windows) there is no limit."""
+    """Interrupt what takes longer: in seconds of the processor, or CLOCK times that by the clock. Where signals
+    can't be had (another thread, Windows) there is no limit."""
 
     armed, fired = True, 0
     worked, began = time.process_time(), time.perf_counter()
