@@ -65,7 +65,8 @@ def mask_covers_answers_and_end_tokens(lab: Lab) -> None:
             content = normalised(lab, messages[k]["content"]).strip()
             case = f"{shown(messages)}; decoded supervised run: {lab.subject.decode(run)!r}"
             if not text.endswith(content) or (text != content and not _starts_after_prompt(lab, messages[:k], mask)):
-                raise Failed(f"supervised is {text!r}, the answer is {content!r}", case=case, resembles="DM3")
+                more = "DM1" if content in text else "DM3"
+                raise Failed(f"supervised is {text!r}, the answer is {content!r}", case=case, resembles=more)
             if lab.traits.eos_ids and end == len(run):
                 raise Failed("the end token of an answer is not supervised", case=case, resembles="DM3")
 
