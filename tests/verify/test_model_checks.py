@@ -265,6 +265,19 @@ def test_no_alarm_on_other_designs(name: str, seed: int) -> None:
     assert_no_alarm(report(hf_make(name), seed))
 
 
+@pytest.mark.slow
+def test_no_alarm_on_a_large_model_of_which_fewer_cases_are_tried() -> None:
+    tr = pytest.importorskip("transformers")
+    from kat.verify.adapters.hf import of_model
+    from kat.verify.checks import all_checks
+
+    sizes = {"vocab_size": 8192, "hidden_size": 320, "intermediate_size": 640, "num_hidden_layers": 2}
+    config = tr.LlamaConfig(**sizes, num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=128)
+    make = of_model(tr.LlamaForCausalLM(config))
+    assert Lab(forward.future_tokens_have_no_effect, make).large
+    assert_no_alarm(report(make, 0, [check for check in all_checks() if check.level < 4]))
+
+
 class Variant:
     """The native subject with another layout of what it computes."""
 

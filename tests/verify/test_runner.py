@@ -19,6 +19,12 @@ ARGUMENTS = ["verify", "tests.verify.toy:make_raises", "-k", "future_tokens"]
 ONE = [check for check in all_checks() if check.id == "future_tokens_have_no_effect"]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def imported():
+    """What torch imports on first use takes longer than the short limits below."""
+    toy.make().train_step([toy.make().collate([([1, 2, 3], [0, 1, 1])])])
+
+
 def run(make, **more) -> Report:
     return run_checks(Source("toy", "toy", make), ONE, **more)
 
@@ -226,6 +232,21 @@ def test_a_swallowed_time_limit_is_an_error_all_the_same():
     report = run(lambda seed=0, tiny=True: Swallows(seed), expected=Expected(time_limit=0.2))
     assert report.findings[0].outcome == "ERROR"
     assert "swallowed" in report.findings[0].message
+
+
+def test_the_time_limit_is_of_the_processor_and_by_the_clock_four_times_that():
+    class Sleeps(toy.ToySubject):
+        def __init__(self, seed):
+            super().__init__(seed)
+            self.calls = 0
+
+        def forward(self, ids, attention_mask=None, position_ids=None):
+            self.calls += 1
+            time.sleep(2.0 if self.calls == 1 else 0.0)  # as on a machine that is busy with something else
+            return super().forward(ids, attention_mask, position_ids)
+
+    (finding,) = run(lambda seed=0, tiny=True: Sleeps(seed), expected=Expected(time_limit=1.5)).findings
+    assert finding.outcome == "PASS"
 
 
 def test_a_make_that_returns_nothing_is_one_error():

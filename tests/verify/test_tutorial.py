@@ -9,6 +9,7 @@ import pytest
 from kat.cli import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "verify.md"
+MUTANTS = PAGE.with_name("mutants.md")
 
 
 @pytest.fixture
@@ -50,6 +51,12 @@ def test_the_bug_of_the_tutorial_is_found(files):
     code, found = outcomes(files)
     assert code == 1
     assert found["loss_matches_token_oracle"] == "FAIL"
+
+
+def test_the_failures_shown_are_those_of_the_mutants():
+    shown, printed = (re.findall(r"```\n(FAIL .*?)```", page.read_text(), re.S) for page in (PAGE, MUTANTS))
+    assert len(shown) == 5
+    assert shown == printed
 
 
 def test_the_page_names_checks_that_exist():
