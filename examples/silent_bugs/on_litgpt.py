@@ -348,7 +348,7 @@ class ChatLoop:
             print=lambda *_: None,
         )
         self.typed: list[str] = []
-        self.traits = Traits(name="litgpt chat", vocab=self.bytes.vocab_size, supervised="all")
+        self.traits = Traits(name="litgpt chat", vocab=self.bytes.vocab_size, supervised="all", trims=True)
 
     def _input(self, prompt: str = "") -> str:
         return self.typed.pop(0)

@@ -93,6 +93,7 @@ def phi3(seed: int = 0, tiny: bool = True, *, checkout: str) -> Chat:
         tokenizer,
         name="torchtune Phi3MiniTokenizer",
         vocab=32_064,
+        trims=True,
         bos_id=tokenizer.bos_id,
         eos_ids=(special["<|end|>"], tokenizer.eos_id),
         special_ids=tuple(special.values()),
