@@ -35,16 +35,12 @@ def evaluate(
     home: Path = context.obj
     factory = get_suite(suite)
     if responses is not None:
-        from kat.evals.recorded import load_answered
-
-        loaded = load_answered(factory, data, responses)
-    else:
-        loaded = factory(data) if data else factory()
-    for note in getattr(loaded, "notes", ()):
-        typer.echo(f"{suite}: {note}", err=True)
-    if responses is not None:
-        _recorded(loaded, responses, model_name, models, out, home, limit, seed)
+        if models:
+            raise UsageError("kat eval: give models or --responses, not both")
+        _recorded(suite, factory, data, responses, model_name, out, home, limit, seed)
         return
+    loaded = factory(data) if data else factory()
+    _say_notes(suite, loaded)
     if not models:
         raise UsageError("kat eval: name at least one model, or give --responses")
     if out is not None and len(models) > 1:
@@ -80,21 +76,26 @@ def _run(
     show(results, folder)
 
 
+def _say_notes(name: str, suite: Any) -> None:
+    for note in getattr(suite, "notes", ()):
+        typer.echo(f"{name}: {note}", err=True)
+
+
 def _recorded(
-    suite: Any,
+    name: str,
+    factory: Any,
+    data: Path | None,
     responses: Path,
     model_name: str | None,
-    models: list[str] | None,
     out: Path | None,
     home: Path,
     limit: int | None,
     seed: int,
 ) -> None:
-    from kat.evals.recorded import read_responses, run_recorded
+    from kat.evals.recorded import load_answered, run_recorded
 
-    if models:
-        raise UsageError("kat eval: give models or --responses, not both")
-    recorded = read_responses(responses, suite)
+    suite, recorded = load_answered(factory, data, responses)
+    _say_notes(name, suite)
     folder = out or default_folder(home, recorded.identity, suite.name)
     results = run_recorded(suite, recorded, folder, model=model_name or responses.name, limit=limit, seed=seed)
     if recorded.unknown:

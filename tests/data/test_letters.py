@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from kat.data import letters
 from kat.data.choices import AnswerStyle, ChoiceItem, answer_text
-from kat.data.letter_strategies import STRATEGIES
+from kat.data.letter_strategies import STRATEGIES, _last_of
 from kat.data.letters import LETTERS, RULES, extract
 from kat.data.scienceqa import load_scienceqa
 
@@ -241,3 +242,9 @@ def test_whatever_an_anchor_matches_holds_one_of_its_cues(rule):
         assert match is None or any(cue in match[0] for cue in cues)
 
     holds()
+
+
+@given(st.lists(st.text("abc", max_size=3), min_size=1, max_size=5), st.text("abcd", max_size=14))
+def test_the_last_option_is_found_as_a_pattern_finds_it(options, text):
+    found = re.findall("|".join(map(re.escape, options)), text)
+    assert _last_of(options, text) == (found[-1] if found else "")
