@@ -26,6 +26,9 @@ def evaluate(
     ] = None,
     model_name: Annotated[str | None, typer.Option("--model-name", help="What to call the recorded model.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    batch_check: Annotated[
+        int, typer.Option("--batch-check", min=0, help="Ask so many items again in batches of another size.")
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
 ) -> None:
     """Evaluate models on a suite. The same command again resumes; what is done is not done twice."""
@@ -37,6 +40,8 @@ def evaluate(
     if responses is not None:
         if models:
             raise UsageError("kat eval: give models or --responses, not both")
+        if batch_check:
+            raise UsageError("--batch-check: recorded responses cannot be asked again; leave it out")
         _recorded(suite, factory, data, responses, model_name, out, home, limit, seed)
         return
     loaded = factory(data) if data else factory()
@@ -46,7 +51,18 @@ def evaluate(
     if out is not None and len(models) > 1:
         raise UsageError(f"--out {out}: one folder cannot hold {len(models)} models; evaluate them one by one")
     for name in models:
-        _run(loaded, resolve_model(name, home), short_name(name, home), out, home, limit, seed, batch_size, device)
+        _run(
+            loaded,
+            resolve_model(name, home),
+            short_name(name, home),
+            out,
+            home,
+            limit,
+            seed,
+            batch_size,
+            batch_check,
+            device,
+        )
 
 
 def _run(
@@ -58,6 +74,7 @@ def _run(
     limit: int | None,
     seed: int,
     batch: int,
+    batch_check: int,
     device: str,
 ) -> None:
     from rich.console import Console
@@ -71,7 +88,15 @@ def _run(
     folder = out or default_folder(home, backend.identity, suite.name)
     with item_progress(Console(stderr=True), f"{suite.name} {name}") as progress:
         results = run_suite(
-            suite, backend, folder, limit=limit, seed=seed, batch_size=batch, progress=progress, model=name
+            suite,
+            backend,
+            folder,
+            limit=limit,
+            seed=seed,
+            batch_size=batch,
+            batch_check=batch_check,
+            progress=progress,
+            model=name,
         )
     show(results, folder)
 
@@ -114,6 +139,9 @@ def show(results: "Results", folder: Path) -> None:
     for name, m in results.metrics.items():
         mark = "*" if name == results.primary else " "
         typer.echo(f" {mark}{name:28s} {m.estimate:8.4f}  [{m.low:.4f}, {m.high:.4f}]  {m.method}")
+    if results.batch_check is not None:
+        check = results.batch_check
+        typer.echo(f"  {check.n_flipped:,} of {check.n:,} items answer otherwise in batches of {check.again_in}")
     if results.n_over_context:
         typer.echo(f"  {results.n_over_context:,} prompts are longer than the context that the model is made for")
     typer.echo(f"  {folder}")

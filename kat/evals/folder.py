@@ -13,7 +13,7 @@ from kat.evals.protocol import Key, Suite, protocol_hash, sample_key
 from kat.evals.store import RESULTS, SAMPLES, one_fault
 from kat.runs.files import read_json, write_json
 from kat.runs.provenance import new_run_id, now, versions
-from kat.runs.schemas import RESULTS_SCHEMA, Metric, Results, Sample
+from kat.runs.schemas import RESULTS_SCHEMA, BatchCheck, Metric, Results, Sample
 
 CLOSE = 1e-9
 
@@ -70,7 +70,15 @@ def check_folder(out: Path, identity: Identity, plan: Sequence[Planned], rows: S
     return before
 
 
-def finish(out: Path, identity: Identity, rows: list[Sample], before: Results | None, *, changed: bool) -> Results:
+def finish(
+    out: Path,
+    identity: Identity,
+    rows: list[Sample],
+    before: Results | None,
+    *,
+    changed: bool,
+    check: BatchCheck | None = None,
+) -> Results:
     """Summarise the rows and write results.json; a folder to which nothing was added keeps its run_id and its date."""
     suite = identity.suite
     results = Results(
@@ -84,6 +92,7 @@ def finish(out: Path, identity: Identity, rows: list[Sample], before: Results | 
         n_unparsed=sum(row.extracted is None for row in rows if row.expected is not None),
         n_dropped_rows=suite.n_dropped,
         n_over_context=identity.n_over_context,
+        batch_check=check,
         limit=identity.limit,
         seed=identity.seed,
         data=suite.data,
@@ -102,7 +111,8 @@ def finish(out: Path, identity: Identity, rows: list[Sample], before: Results | 
             raise EvidenceError(
                 f"{out / RESULTS}: its figures do not follow from {SAMPLES}; evaluate into a new folder"
             )
-        return before
+        if check == before.batch_check:
+            return before
     try:
         write_json(out / RESULTS, results.model_dump(by_alias=True))
     except OSError as error:

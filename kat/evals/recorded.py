@@ -15,8 +15,8 @@ from kat.data.rows import RowError, load_rows
 from kat.errors import EvidenceError, UsageError
 from kat.evals.asking import Planned
 from kat.evals.folder import Identity, check_folder, finish
+from kat.evals.plan import choose, score_item
 from kat.evals.protocol import Generate, Generated, Stamp, Suite, expected_keys, full_protocol, item_seed, protocol_hash
-from kat.evals.runner import choose, score_item
 from kat.evals.store import open_store
 from kat.runs.files import hash_json
 from kat.runs.schemas import Results
