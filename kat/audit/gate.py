@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from kat.audit.arms import Arm, Run, load_arm
 from kat.audit.find import find_evaluation
 from kat.audit.judge import Judgement, Outcome, judge_items, judge_seeds, seeds_needed
-from kat.audit.ledger import open_ledger
+from kat.audit.ledger import items_hash, open_ledger
 from kat.audit.load import Evidence, load_evidence
 from kat.audit.pair import Pair, pair
 from kat.audit.policy import FORCED_CHOICE, Policy, place, read_policy
@@ -25,7 +25,6 @@ from kat.audit.table import table
 from kat.audit.words import count
 from kat.errors import EvidenceError
 from kat.pipeline.noise import Noise, read_noise
-from kat.runs.files import hash_json
 from kat.runs.provenance import now, versions
 from kat.stats.compare import compare_paired
 
@@ -114,7 +113,7 @@ class _Seen:
         identities = [run.evidence.results.model_hash for run in arm.runs.values()]
         if candidate:
             first = next(iter(arm.runs.values())).evidence
-            self.data_hash, self.b = hash_json(sorted(item_hash for item_hash, _ in first.items)), identities
+            self.data_hash, self.b = items_hash(first.items), identities
         elif role == "main":
             self.a = identities
 

@@ -20,6 +20,7 @@ def audit(
     ] = None,
     twin: Annotated[str | None, typer.Option(help="Evaluation (or checkpoint) of the untrained twin.")] = None,
     verify: Annotated[Path | None, typer.Option(help="What `kat verify --json` wrote about the code behind B.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="A gate's policy: its attempts on these items are shown.")] = None,
     counts: Annotated[
         tuple[str, str] | None, typer.Option("--counts", help="Two of right/parsed/asked, instead of A and B.")
     ] = None,
@@ -55,6 +56,7 @@ def audit(
         train_items=items,
         twin=find_evaluation(twin, suite, home).evals if twin else None,
         verify=verify,
+        policy=policy,
         checkpoints=(known[0], known[1]) if known[0] and known[1] else None,
     )
     typer.echo(f"{found.verdict.word}. {found.verdict.sentence}")

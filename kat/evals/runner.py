@@ -53,8 +53,9 @@ def run_suite(
     `limit` takes that many items by a permutation drawn from `seed` (the first n of a sorted file are no sample);
     `batch_check` is the number of items that are asked a second time in batches of another size, to count those whose
     answer changes. `model` is the name to show, by default the backend's. Running it again resumes; a finished folder
-    is returned as it is. Raises :class:`UsageError` for an impossible limit or an unwritable folder, :class:`EvidenceError` when the
-    folder holds rows of another model, protocol, seed or data set, or when the model gives a number that is none.
+    is returned as it is. Raises :class:`UsageError` for an impossible limit or an unwritable folder,
+    :class:`EvidenceError` when the folder holds rows of another model, protocol, seed or data set, or when the model
+    gives a number that is none.
     """
     out = Path(out)
     if batch_size < 1:
