@@ -59,8 +59,8 @@ def by_splits(scores: np.ndarray, k: int, draws: int, margin: float, min_power: 
     nearly all of the time, so they are left out.
     """
     rng, outcomes = np.random.default_rng(k), []
-    beside = mock.patch("kat.stats.seeds.stats.permutation_test", lambda *words, **more: SimpleNamespace(pvalue=1.0))
-    with beside, mock.patch("kat.audit.judge.seeds_needed", lambda effect, sd: None):
+    beside = mock.patch("kat.stats.seeds.stats.permutation_test", return_value=SimpleNamespace(pvalue=1.0))
+    with beside, mock.patch("kat.audit.judge.seeds_needed", return_value=None):
         for _ in range(draws):
             chosen = rng.permutation(scores.size)[: 2 * k]
             a, b = scores[chosen[:k]], scores[chosen[k:]] - drop
