@@ -115,7 +115,9 @@ def _unit_note(audit: Audit) -> str:
 def _seen_sentence(audit: Audit) -> str:
     seen = audit.seen
     if seen.effect is None:
-        first = "No smallest detectable difference can be given: the two models differ on no item."
+        differ = audit.primary.a_only + audit.primary.b_only
+        why = f"the two models differ on {count(differ, 'item')} only" if differ else "the two models differ on no item"
+        first = f"No smallest detectable difference can be given: {why}."
     else:
         first = (
             f"What could have been seen: with {count(audit.n_items, 'item')} a true difference of "

@@ -219,7 +219,9 @@ def _checkpoints(role: str, left: Arm, right: Arm, policy: Policy, data: Path | 
     paired = _pair(left.runs[0].evidence, right.runs[0].evidence, policy, data)
     notes = list(paired.notes)
     if paired.same_model and _identical(paired):
-        return _bit_identical(role, left.name, "the same weights, bit for bit, and every item scored the same", notes)
+        what = "responses" if paired.a.recorded else "weights"
+        said = f"the same {what}, bit for bit, and every item scored the same"
+        return _bit_identical(role, left.name, said, notes)
     _check_baseline(left)
     rows = table(paired)
     found = compare_paired(rows.a, rows.b, rows.score_type, rows.clusters)

@@ -118,6 +118,7 @@ def _audit(
     baselines, not_computed = _baselines(paired, data, items, why_not, train_items, twin)
     sensitivity = sensitivity_of(paired, data)
     prompts = _prompts(paired)
+    recorded = all(one.recorded for one in (paired.a, paired.b))
     slices, left_out = comparing.slices(paired, data)
     contamination = contaminated(data, items, train_items)
     similarity, similarity_note = likeness(data, items, why_not, train_items)
@@ -134,13 +135,20 @@ def _audit(
         n_items=len(paired.items),
         n_clusters=data.n_clusters,
         bit_identical=paired.same_model,
-        recorded=all(_recorded(one) for one in (paired.a, paired.b)),
+        recorded=recorded,
         prompts=prompts,
         notes=[*paired.notes, *(f"Declared difference of protocol: {one}." for one in paired.protocol_differences)],
         a=_arm("A", paired.a),
         b=_arm("B", paired.b),
         verdict=verdict(
-            primary, tested, seen, baselines, same_model=paired.same_model, sensitivity=sensitivity, prompts=prompts
+            primary,
+            tested,
+            seen,
+            baselines,
+            same_model=paired.same_model,
+            recorded=recorded,
+            sensitivity=sensitivity,
+            prompts=prompts,
         ),
         primary=primary,
         seen=seen,
@@ -196,11 +204,6 @@ def _twin(paired: Pair, folder: Path | None) -> np.ndarray | None:
     other = pair(paired.a, twin, protocol_is_treatment=bool(paired.protocol_differences))
     by_key = {item.key: item.score_b for item in other.items}
     return np.array([by_key[item.key] for item in paired.items])
-
-
-def _recorded(evidence: Evidence) -> bool:
-    backend = evidence.results.protocol.get("backend")
-    return isinstance(backend, dict) and backend.get("name") == "recorded"
 
 
 def _arm(letter: str, evidence: Evidence) -> Arm:
