@@ -346,7 +346,8 @@ class _Reader:
         begin = self._past(LEAD, start, end)
         option = self._option(begin, start, end)
         if first and option and LINE_END.match(self.text, option[1], end):
-            return Extraction(option[0], "lone line (text)", (begin, option[1]))
+            first_character = begin if begin < option[1] else start  # an option such as "*" is itself an opening sign
+            return Extraction(option[0], "lone line (text)", (first_character, option[1]))
         match = LETTER.match(self.text, begin, end)
         letter = match["letter"].upper() if match else ""
         if match is None or letter not in self.offered or (letter == "I" and first and not only):

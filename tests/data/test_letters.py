@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kat.data import letters
@@ -61,6 +61,7 @@ texts = st.text(max_size=60) | st.lists(
 
 
 @given(texts, st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=10))
+@example("*", ["0", "*"])
 @settings(deadline=None, max_examples=150)
 def test_any_text_gives_an_offered_letter_with_a_span_or_none(text, choices):
     found = extract(text, choices)
