@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from kat.audit.gate import GATE_SCHEMA, GateResult
+from kat.audit.gate_schema import GATE_SCHEMA, GateResult
 from kat.audit.policy import Policy
 from kat.audit.schema import AUDIT_SCHEMA, Audit
 from kat.pipeline.noise import NOISE_SCHEMA, Noise
