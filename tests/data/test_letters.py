@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from kat.data import letters
 from kat.data.choices import AnswerStyle, ChoiceItem, answer_text
+from kat.data.letter_rules import RULES
 from kat.data.letter_strategies import STRATEGIES, _last_of
-from kat.data.letters import LETTERS, RULES, extract
+from kat.data.letters import LETTERS, extract
 from kat.data.scienceqa import load_scienceqa
 
 TABLE = json.loads((Path(__file__).parent / "letter_cases.json").read_text(encoding="utf-8"))
