@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from benchmarks.gate_error_rates import (
+    CLAIMS,
     World,
     binary_items,
     degenerate,
+    far_from,
+    judged,
     leaning_clusters,
     lectures,
     rates,
@@ -23,10 +26,12 @@ def error(p: float, draws: int) -> float:
 
 
 def honest(world: World, draws: int, slack: float) -> None:
-    null = rates(world, 0.0, draws)
+    null = rates(world, 0.0, draws, CLAIMS)
     assert null["different"] <= 0.055 + slack and null["FAIL"] <= 0.055 + slack, null
     margin = world.margin or stated_effect(world)
-    assert rates(world, -margin, draws, margin=margin)["PASS"] <= 0.025 + max(slack, error(0.025, draws))
+    assert rates(world, -margin, draws, frozenset({"PASS"}), margin=margin)["PASS"] <= 0.025 + max(
+        slack, error(0.025, draws)
+    )
 
 
 def of_use(world: World, draws: int) -> None:
@@ -71,3 +76,14 @@ def test_clusters_do_lean():
     pairs = (b - a).reshape(-1, 2)
     both = pairs[(pairs != 0).all(axis=1)]
     assert np.mean(both[:, 0] * both[:, 1]) == pytest.approx(0.3, abs=0.06)
+
+
+@pytest.mark.parametrize("world", [rotation_averages(60), rotation_averages(120), leaning_clusters(SMALL, 0.15)])
+def test_what_is_not_judged_could_not_have_been_claimed(world):
+    rng = np.random.default_rng(6)
+    for difference in (0.0, -0.04):
+        for i in range(60):
+            a, b = world.draw(rng, difference)
+            words = judged(world, a, b, 0.04, i)
+            for word in {"PASS", "FAIL", "different"} & {*words}:
+                assert not far_from(frozenset({word}), b - a, world.clusters, 0.04)
