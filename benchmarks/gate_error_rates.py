@@ -42,19 +42,26 @@ class World:
     score_type: ScoreType
     clusters: np.ndarray | None = None
     margin: float | None = None  # at which its number of items is the one that the table asks for; None: the effect
+    n: int | None = None  # of items that are alike, so that a draw is known by its two discordant counts,
+    share: float = SHARE  # of which there are so many on average
 
 
 def binary_items(n: int, share: float = SHARE) -> World:
     """n items; `share` of them are discordant. Half of the others are right in both."""
 
     def draw(rng: np.random.Generator, difference: float) -> tuple[np.ndarray, np.ndarray]:
-        up, down = (share + difference) / 2, (share - difference) / 2
-        gained, lost, both, neither = rng.multinomial(n, [up, down, (1 - share) / 2, (1 - share) / 2])
-        counts = [gained, lost, both, neither]
-        return np.repeat([0.0, 1.0, 1.0, 0.0], counts), np.repeat([1.0, 0.0, 1.0, 0.0], counts)
+        gained, lost = rng.multinomial(n, [(share + difference) / 2, (share - difference) / 2, 1 - share])[:2]
+        return arms(int(gained), int(lost), n)
 
     margin = next(m for m in np.arange(0.001, 1, 0.0005) if n_for_margin(float(m), share) <= n)
-    return World(f"{n:,} items, {share:g} discordant", draw, "binary", margin=float(margin))
+    return World(f"{n:,} items, {share:g} discordant", draw, "binary", margin=float(margin), n=n, share=share)
+
+
+def arms(gained: int, lost: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of A and B with these discordant items; half of the others are right in both."""
+    rest = n - gained - lost
+    counts = [gained, lost, rest // 2, rest - rest // 2]
+    return np.repeat([0.0, 1.0, 1.0, 0.0], counts), np.repeat([1.0, 0.0, 1.0, 0.0], counts)
 
 
 def rotation_averages(n: int, rotations: int = 4) -> World:
@@ -107,18 +114,25 @@ def rates(
 
     A draw on which :func:`far_from` says that none of them can come out is counted as without them, unjudged.
     """
-    rng, found, known = np.random.default_rng(seed), Counter[str](), {}
-    plain = world.score_type == "binary" and world.clusters is None
-    for i in range(draws):
-        a, b = world.draw(rng, difference)
-        if not plain and far_from(wanted, b - a, world.clusters, margin):
-            continue
-        key = (int((b > a).sum()), int((a > b).sum())) if plain else (i, i)
-        words = known.get(key) or judged(world, a, b, margin, i)
-        if plain:
-            known[key] = words
-        found.update(words)
+    rng, found = np.random.default_rng(seed), Counter[str]()
+    for i, (a, b, times) in enumerate(drawn(world, rng, difference, draws)):
+        if not far_from(wanted, b - a, world.clusters, margin):
+            found.update(dict.fromkeys(judged(world, a, b, margin, i), times))
     return Counter({name: times / draws for name, times in found.items() if name in wanted})
+
+
+def drawn(
+    world: World, rng: np.random.Generator, difference: float, draws: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """The draws, equal tables of right and wrong only once: A's scores, B's scores, how often."""
+    if world.n is None:
+        for _ in range(draws):
+            yield *world.draw(rng, difference), 1
+        return
+    shares = [(world.share + difference) / 2, (world.share - difference) / 2, 1 - world.share]
+    tables = Counter(map(tuple, rng.multinomial(world.n, shares, size=draws)[:, :2].tolist()))
+    for (gained, lost), times in tables.items():
+        yield *arms(gained, lost, world.n), times
 
 
 def judged(world: World, a: np.ndarray, b: np.ndarray, margin: float, seed: int) -> tuple[str, ...]:

@@ -93,10 +93,9 @@ def _result(audit: Audit) -> Section:
                 f"{primary.label} of both models and their paired difference",
                 ("unit", "A", "B", "B − A, points", "95 % interval", "effect", "p", "test"),
                 tuple(rows),
-                note=_unit_note(audit),
+                note=f"{_unit_note(audit)} {EFFECT[primary.effect_kind]}",
             ),
             outcomes,
-            Para(EFFECT[primary.effect_kind]),
             Para(_seen_sentence(audit)),
         ),
     )
