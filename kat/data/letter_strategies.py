@@ -10,6 +10,7 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kat.data.letters import extract
 
@@ -75,7 +76,7 @@ def lm_eval_multi_choice(text: str, choices: Sequence[str]) -> str | None:
     bracketed = re.findall(r"\(([A-Z])\)", text)
     if bracketed:
         return bracketed[-1]
-    plain = [_without_punctuation(choice) for choice in choices]
+    plain = _plain(tuple(choices))
     last = _last_of(plain, _without_punctuation(text))
     if last:
         return string.ascii_uppercase[plain.index(last)]
@@ -153,5 +154,14 @@ def _offered(choices: Sequence[str]) -> str:
     return string.ascii_uppercase[: len(choices)]
 
 
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
 def _without_punctuation(text: str) -> str:
-    return text.lower().translate(str.maketrans("", "", string.punctuation)).strip()
+    return text.lower().translate(NO_PUNCTUATION).strip()
+
+
+@lru_cache(maxsize=8192)
+def _plain(choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Both models answer the same items, so each item's options come twice."""
+    return tuple(map(_without_punctuation, choices))

@@ -60,7 +60,7 @@ class Extraction:
 
 def extract(text: str, choices: Sequence[str]) -> Extraction:
     """The letter that `text` gives as its answer to an item with these `choices` (2 to 10)."""
-    reader = _Reader(text.translate(FOLD), choices)
+    reader = _Reader(text if text.isascii() else text.translate(FOLD), choices)
     start = 0
     for end in [*(turn.start() for turn in NEW_TURN.finditer(reader.text)), len(text)]:
         found = _settle(reader.statements(start, end), reader.text) or reader.bare_line(start, end)
@@ -111,7 +111,7 @@ class _Reader:
         self.flat = self.lower.translate(SPACES)
         self.offered = LETTERS[: len(choices)]
         self.options = _options(tuple(choices))
-        self.anchors = [rule[:4] for rule in ANCHORS if any(cue in self.lower for cue in rule[4])]
+        self.anchors = [rule[:4] for rule in ANCHORS if any(map(self.lower.__contains__, rule[4]))]
 
     def statements(self, start: int, end: int) -> list[Statement]:
         """Every explicit claim between start and end, in order; of claims that end together the strongest."""
