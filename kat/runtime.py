@@ -52,6 +52,23 @@ class World:
         dist.all_reduce(total)
         return float(total.item())
 
+    def max(self, value: int) -> int:
+        """Largest of an integer over all ranks."""
+        if self.size == 1:
+            return value
+        largest = torch.tensor(value, dtype=torch.int64, device=_collective_device())
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest.item())
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, rank by rank, on the CPU; every rank brings a tensor of the same shape and dtype."""
+        if self.size == 1:
+            return rows
+        mine = rows.to(_collective_device()).contiguous()
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine)
+        return torch.cat(parts).cpu()
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

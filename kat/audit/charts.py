@@ -41,6 +41,49 @@ class Line:
     dots: bool = False
 
 
+@dataclass(frozen=True)
+class SeedRow:
+    """One arm of a seed chart: a dot for each finished run, its mean with an interval (or none) below the dots."""
+
+    label: str
+    values: Sequence[float]
+    mean: float | None
+    low: float | None
+    high: float | None
+    numbers: str
+    role: str
+
+
+def seed_chart(rows: Sequence[SeedRow], *, title: str, unit: str, name: str) -> str:
+    """Arms over a common axis in the metric's own units, every training seed a dot."""
+    ends = [v for row in rows for v in (*row.values, row.mean, row.low, row.high) if v is not None]
+    ticks = nice_ticks(min(ends), max(ends)) if ends else [0.0, 1.0]
+    left, right, height = LABELS, WIDTH - NUMBERS, 2 * ROW
+    scale, bottom = _Scale(ticks[0], ticks[-1], left, right), 14.0 + height * len(rows)
+    body: list[str] = []
+    for tick in ticks:
+        x = scale(tick)
+        body.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{bottom:.1f}"/>')
+        body.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 15:.1f}">{_tick(tick, ticks, False)}</text>')
+    body.append(f'<text class="tick" x="{(left + right) / 2:.1f}" y="{bottom + 32:.1f}">{escape(unit)}</text>')
+    for number, row in enumerate(rows):
+        middle = 14.0 + height * (number + 0.5)
+        body.append(f'<g class="{row.role}">')
+        body.append(f'<text class="label" x="{left - 14}" y="{middle + 4:.1f}">{_label(row.label)}</text>')
+        body += [f'<circle class="seed" cx="{scale(v):.1f}" cy="{middle - 8:.1f}" r="4.2"/>' for v in row.values]
+        if row.low is not None and row.high is not None:
+            low, high, below = scale(row.low), scale(row.high), middle + 9
+            body.append(f'<line class="bar" x1="{low:.1f}" x2="{high:.1f}" y1="{below:.1f}" y2="{below:.1f}"/>')
+            for end in (low, high):
+                body.append(
+                    f'<line class="cap" x1="{end:.1f}" x2="{end:.1f}" y1="{below - 4:.1f}" y2="{below + 4:.1f}"/>'
+                )
+        if row.mean is not None:
+            body.append(_dot(scale(row.mean), middle + 9, "diff"))
+        body.append(f'<text class="number" x="{WIDTH}" y="{middle + 4:.1f}">{escape(row.numbers)}</text></g>')
+    return _svg(WIDTH, bottom + AXIS, body, title, name)
+
+
 def interval_chart(marks: Sequence[Mark], *, title: str, unit: str, zero: bool, name: str) -> str:
     """Dots with intervals over a common axis (shares, drawn as percent or points); a rule at zero where `zero`.
 

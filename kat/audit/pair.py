@@ -49,19 +49,18 @@ class Pair:
     notes: tuple[str, ...]
 
 
-def pair(a: Evidence, b: Evidence, *, protocol_is_treatment: bool = False) -> Pair:
+def pair(a: Evidence, b: Evidence, *, protocol_is_treatment: bool = False, real: bool = False) -> Pair:
     """Pair two runs item by item.
 
     Raises :class:`EvidenceError` when they are one run (same folder or run_id), of another suite, version or extractor,
     of another protocol (unless that is the declared treatment), or not over exactly the same items;
-    :class:`UsageError` for a suite whose scores are no share of right answers.
+    :class:`UsageError` for a suite whose scores are no share of right answers, unless `real` allows any number.
     """
     _check_two_runs(a, b)
     differences = _check_protocol(a, b, protocol_is_treatment)
-    if a.results.score_type == "real":
-        raise UsageError(
-            f"suite {a.results.suite!r} measures {a.results.primary}, which is no accuracy; audit another suite"
-        )
+    if a.results.score_type == "real" and not real:
+        other = "`kat eval diversity A B` compares" if a.results.suite == "diversity" else "audit another suite"
+        raise UsageError(f"suite {a.results.suite!r} measures {a.results.primary}, which is no accuracy; {other}")
     items = tuple(_pair_items(a, b))
     notes = []
     if a.results.data_hash != b.results.data_hash:

@@ -28,8 +28,25 @@ NARROW = "\u202f"  # narrow no-break space
 
 def render_html(audit: Audit) -> str:
     """The whole report as one HTML page."""
+    found = sections(audit)
+    script, script_source = "", ""
+    if any(isinstance(block, AllFlips) for section in found for block in section.blocks):
+        script = files("kat.audit").joinpath("filter.js").read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        script_source = f"; script-src 'sha256-{digest}'"
+    return page(
+        "report.html.j2", audit=audit, sections=found, script=Markup(script), script_source=Markup(script_source)
+    )
+
+
+def page(template: str, **values: object) -> str:
+    """One of the templates beside this file, filled in: audit.html, study.html."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(lambda name: files("kat.audit").joinpath(name).read_text(encoding="utf-8")),
     )
     environment.filters.update(visible=visible, prose=prose, day=day, count=count, short=short)
     environment.tests.update(
@@ -39,26 +56,8 @@ def render_html(audit: Audit) -> str:
         flip=lambda block: isinstance(block, FlipBlock),
         all_flips=lambda block: isinstance(block, AllFlips),
     )
-    source = files("kat.audit").joinpath("report.html.j2").read_text(encoding="utf-8")
-    found = sections(audit)
-    script, script_source = "", ""
-    if any(isinstance(block, AllFlips) for section in found for block in section.blocks):
-        script = files("kat.audit").joinpath("filter.js").read_text(encoding="utf-8")
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        script_source = f"; script-src 'sha256-{digest}'"
-    return environment.from_string(source).render(
-        audit=audit,
-        sections=found,
-        script=Markup(script),
-        script_source=Markup(script_source),
-        facets=facets,
-        room=room,
-        svg=Markup,
-        response=response,
-        reading=reading,
-        cut=cut,
-        letters="ABCDEFGHIJKLMNOPQRSTUVWXYZ",
-    )
+    environment.globals.update(facets=facets, room=room, svg=Markup, response=response, reading=reading, cut=cut)
+    return environment.get_template(template).render(letters="ABCDEFGHIJKLMNOPQRSTUVWXYZ", **values)
 
 
 def prose(text: str) -> str:

@@ -29,7 +29,7 @@ def render_md(audit: Audit) -> str:
     for section in sections(audit):
         lines += [f"## {section.title}", ""]
         for block in section.blocks:
-            lines += [*_block(block), ""]
+            lines += [*block_lines(block), ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 
 
@@ -46,7 +46,8 @@ def fence(value: str) -> list[str]:
     return [f"{mark}text", *shown.split("\n"), mark]
 
 
-def _block(block: Block) -> list[str]:
+def block_lines(block: Block) -> list[str]:
+    """One block as lines of markdown; figures are left out, their numbers stand in a table."""
     if isinstance(block, Para):
         return [text(block.text)]
     if isinstance(block, Table):

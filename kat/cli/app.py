@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kat import __version__
-from kat.cli import audit, data, doctor, evaluate, gate, generate, importing, noise, power, run, train, verify
+from kat.cli import audit, data, density, doctor, evaluate, gate, generate, importing, noise, power, run, train, verify
 
 
 def build_app() -> typer.Typer:
@@ -29,6 +29,7 @@ def build_app() -> typer.Typer:
     app.command("noise")(noise.noise)
     app.command("run")(run.run)
     app.add_typer(data.build(), name="data")
+    app.add_typer(density.build(), name="density")
     app.command("generate")(generate.generate)
     app.command("chat")(generate.chat)
     app.add_typer(importing.build(), name="import")

@@ -19,6 +19,8 @@ def build() -> typer.Typer:
     app.command("drills")(drills)
     app.command("lessons")(lessons)
     app.command("contamination")(contamination)
+    app.command("pairs")(pairs)
+    app.command("prompts")(prompts)
     return app
 
 
@@ -26,12 +28,80 @@ def microworld(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
 ) -> None:
-    """Write the embedded closed world: documents, mid, train, validation and test rows, and the truth."""
+    """Write the embedded closed world: rows for every stage, prompts and preference pairs, and the truth."""
     from kat.data.microworld import build as build_world
     from kat.data.microworld import write
+    from kat.data.microworld_preferences import FILES, build_preferences, write_preferences
+    from kat.errors import UsageError
+    from kat.runs.files import new_folder
 
-    write(build_world(seed), out)
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= FILES):
+        raise UsageError(f"--out {out}: exists and is no microworld; it would be replaced, so choose another place")
+    with new_folder(out) as folder:
+        write(build_world(seed), folder)
+        write_preferences(build_preferences(seed), folder)
     typer.echo(f"{out}: written")
+
+
+def pairs(
+    source: Annotated[list[str], typer.Option("--from", help="A file of pairs, or `hub`: HH-RLHF. May be repeated.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for train.jsonl, validation.jsonl and test.jsonl.")],
+    columns: Annotated[
+        list[str] | None, typer.Option("--map", help="prompt=question: how a column is called in the file.")
+    ] = None,
+    validation: Annotated[float, typer.Option(help="Share of the prompts.")] = 0.05,
+    test: Annotated[float, typer.Option(help="Share of the prompts.")] = 0.1,
+    max_bad: Annotated[float, typer.Option(help="Share of faulty rows that is tolerated.")] = 0.05,
+) -> None:
+    """Write preference pairs, split by prompt: HH-RLHF, Stack-Exchange, UltraFeedback, or any columns."""
+    from kat.data.pair_sources import FEW, read_pairs, split_pairs, without_repeats
+    from kat.data.preferences import pair_row, rows_text
+    from kat.errors import UsageError
+    from kat.runs.files import new_folder, write_text
+
+    names = ("train", "validation", "test")
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= {f"{n}.jsonl" for n in names}):
+        raise UsageError(f"--out {out}: exists and holds other files; it would be replaced, so choose another place")
+    mapping = dict(_column(text) for text in columns or [])
+    rows = read_pairs(source, mapping, max_bad)
+    kept = without_repeats(rows.rows)
+    splits = split_pairs(kept, validation, test)
+    with new_folder(out) as folder:
+        for name in names:
+            if getattr(splits, name):
+                write_text(folder / f"{name}.jsonl", rows_text(map(pair_row, getattr(splits, name))))
+    repeats = f", {len(rows.rows) - len(kept):,} repeated" if len(kept) < len(rows.rows) else ""
+    typer.echo(f"{rows.report()}{repeats}")
+    for name in names:
+        found = getattr(splits, name)
+        typer.echo(f"{out}/{name}.jsonl: {len(found):,} pairs of {len({pair.prompt.id for pair in found}):,} prompts")
+    if len(kept) < FEW:
+        typer.echo(f"warning: only {len(kept):,} pairs; a reward model needs {FEW:,} or more", err=True)
+
+
+def prompts(
+    source: Annotated[list[str], typer.Option("--from", help="Prompts, conversations, pairs, choice items, or `hub`.")],
+    out: Annotated[Path, typer.Option("--out", help="JSONL file to write.")],
+    max_bad: Annotated[float, typer.Option(help="Share of faulty rows that is tolerated.")] = 0.05,
+) -> None:
+    """Write prompts for GRPO, each once. A multiple-choice item keeps its right answer as truth."""
+    from kat.data.pair_sources import read_prompts
+    from kat.data.preferences import prompt_row, rows_text
+    from kat.runs.files import write_text
+
+    rows = read_prompts(source, max_bad)
+    write_text(out, rows_text(map(prompt_row, rows.rows)))
+    repeats = rows.n_lines - len(rows.faults) - len(rows.rows)
+    typer.echo(f"{out}: {len(rows.rows):,} prompts ({rows.report()}{f', {repeats:,} repeated' if repeats else ''})")
+
+
+def _column(text: str) -> tuple[str, str]:
+    from kat.errors import UsageError
+
+    name, found, column = text.partition("=")
+    if not (name and found and column):
+        raise UsageError(f"--map {text}: write name=column, such as prompt=question")
+    return name, column
 
 
 def scienceqa(

@@ -1,5 +1,8 @@
-"""`kat eval SUITE MODEL…`: score models, or responses that somebody recorded."""
+"""`kat eval SUITE MODEL…`: score models, or responses that somebody recorded; judge a study of many runs."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,13 +10,20 @@ import typer
 
 from kat.errors import UsageError
 
+RESULTS = "results.json"
+
 if TYPE_CHECKING:
     from kat.runs.schemas import Results
 
 
 def evaluate(
     context: typer.Context,
-    suite: Annotated[str, typer.Argument(help="scienceqa, choices, choices-text, bpb, or a plug-in's suite")],
+    suite: Annotated[
+        str,
+        typer.Argument(
+            help="scienceqa, choices, choices-text, bpb, reward, diversity, a plug-in's, or grpo-significance"
+        ),
+    ],
     models: Annotated[
         list[str] | None, typer.Argument(help="Checkpoints, hf:FOLDER, or stages such as demo/sft.")
     ] = None,
@@ -30,13 +40,44 @@ def evaluate(
         int, typer.Option("--batch-check", min=0, help="Ask so many items again in batches of another size.")
     ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
+    embedder: Annotated[
+        str | None, typer.Option(help="diversity: minilm (default) or a checkpoint; one and the same for all models.")
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help="diversity: reward checkpoint, module:function, microworld or choices; repeatable."),
+    ] = None,
+    draws: Annotated[int | None, typer.Option(min=2, help="diversity: answers to each prompt, default 8.")] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="diversity: tokens of each answer; default 64, lowered for short answers.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="diversity: length of an answer, at most.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="diversity A B: by how much B's reward may be worse, in its units.")
+    ] = None,
+    density: Annotated[
+        Path | None,
+        typer.Option(
+            help="reward: density folder, for accuracy by its deciles; grpo-significance: to show its heaviest prompts."
+        ),
+    ] = None,
 ) -> None:
-    """Evaluate models on a suite. The same command again resumes; what is done is not done twice."""
+    """Evaluate models on a suite. The same command again resumes; what is done is not done twice.
+
+    `diversity` with several models compares each with the first. `grpo-significance STUDY` judges a study's folder.
+    """
     from kat.evals.registry import get_suite
     from kat.runs.home import resolve_model, short_name
 
     home: Path = context.obj
-    factory = get_suite(suite)
+    options = {"embedder": embedder, "reward": tuple(reward) if reward else None, "draws": draws, "window": window}
+    options |= {"max_new_tokens": max_new_tokens}
+    if suite == "grpo-significance":
+        from kat.cli.significance import significance
+
+        significance(models or [], out, density)
+        return
+    factory = with_options(suite, get_suite(suite), options | {"density": density})
     if responses is not None:
         if models:
             raise UsageError("kat eval: give models or --responses, not both")
@@ -44,25 +85,36 @@ def evaluate(
             raise UsageError("--batch-check: recorded responses cannot be asked again; leave it out")
         _recorded(suite, factory, data, responses, model_name, out, home, limit, seed)
         return
-    loaded = factory(data) if data else factory()
-    _say_notes(suite, loaded)
+    pairable = suite == "diversity"
+    done = {name: Path(name) for name in models or [] if pairable and (Path(name) / RESULTS).is_file()}
+    if not models or len(done) < len(models):
+        needed = inspect.signature(factory).parameters.get("data")
+        if data is None and needed is not None and needed.default is inspect.Parameter.empty:
+            raise UsageError(f"kat eval {suite}: name its rows with --data")
+        loaded = factory(data) if data else factory()
+        _say_notes(suite, loaded)
     if not models:
         raise UsageError("kat eval: name at least one model, or give --responses")
     if out is not None and len(models) > 1:
         raise UsageError(f"--out {out}: one folder cannot hold {len(models)} models; evaluate them one by one")
     for name in models:
-        _run(
-            loaded,
-            resolve_model(name, home),
-            short_name(name, home),
-            out,
-            home,
-            limit,
-            seed,
-            batch_size,
-            batch_check,
-            device,
-        )
+        if name not in done:
+            model, short = resolve_model(name, home), short_name(name, home)
+            done[name] = _run(loaded, model, short, out, home, limit, seed, batch_size, batch_check, device)
+    if pairable and len(models) > 1:
+        from kat.cli.diversity import show_comparisons
+
+        show_comparisons([done[name] for name in models], embedder, margin)
+
+
+def with_options(suite: str, factory: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """The factory with the options that were given; UsageError for one that this suite does not have."""
+    given = {name: value for name, value in options.items() if value is not None}
+    known = inspect.signature(factory).parameters
+    for name in given:
+        if name not in known:
+            raise UsageError(f"--{name.replace('_', '-')}: suite {suite} has no such option")
+    return functools.partial(factory, **given) if given else factory
 
 
 def _run(
@@ -76,7 +128,7 @@ def _run(
     batch: int,
     batch_check: int,
     device: str,
-) -> None:
+) -> Path:
     from rich.console import Console
 
     from kat.cli.progress import item_progress
@@ -84,7 +136,12 @@ def _run(
     from kat.model.backends import open_backend
     from kat.runtime import pick_device
 
-    backend = open_backend(model, str(pick_device(device)))
+    if hasattr(suite, "open_backend"):  # a suite over something else than language models
+        backend, notes = suite.open_backend(model, str(pick_device(device)))
+        for note in notes:
+            typer.echo(f"{suite.name}: {note}", err=True)
+    else:
+        backend = open_backend(model, str(pick_device(device)))
     folder = out or default_folder(home, backend.identity, suite.name)
     with item_progress(Console(stderr=True), f"{suite.name} {name}") as progress:
         results = run_suite(
@@ -99,6 +156,7 @@ def _run(
             model=name,
         )
     show(results, folder)
+    return folder
 
 
 def _say_notes(name: str, suite: Any) -> None:

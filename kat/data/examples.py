@@ -40,26 +40,29 @@ def parse_example(row: dict[str, Any]) -> Example:
     if found == ["choices"]:
         return parse_choice_item(row)
     if found == ["messages"]:
-        return Conversation(row_id(row), _messages(row["messages"]))
+        messages = parse_messages(row["messages"])
+        if all(message["role"] != "assistant" for message in messages):
+            raise RowError("no assistant message: nothing to supervise")
+        return Conversation(row_id(row), messages)
     text = row["text"]
     if not isinstance(text, str) or not text.strip():
         raise RowError("the text is empty" if isinstance(text, str) else "text is not text")
     return Document(row_id(row), text)
 
 
-def _messages(value: Any) -> tuple[dict[str, str], ...]:
+def parse_messages(value: Any) -> tuple[dict[str, str], ...]:
+    """A JSON list of {"role", "content"}: perhaps a system message, then user and assistant in turn, contents verbatim.
+
+    Other keys of a message are dropped. Raises :class:`RowError` that names the message.
+    """
     if not isinstance(value, list) or not value:
         raise RowError("messages is not a list" if not isinstance(value, list) else "no messages")
     messages = tuple(_message(index, message) for index, message in enumerate(value))
-    turns = [message["role"] for message in messages]
-    if turns[0] == "system":
-        turns = turns[1:]
-    for index, role in enumerate(turns):
+    first = int(messages[0]["role"] == "system")
+    for index, message in enumerate(messages[first:]):
         expected = ("user", "assistant")[index % 2]
-        if role != expected:
-            raise RowError(f"message {index + len(messages) - len(turns)} is of the {role}, not of the {expected}")
-    if len(turns) < 2:
-        raise RowError("no assistant message: nothing to supervise")
+        if message["role"] != expected:
+            raise RowError(f"message {index + first} is of the {message['role']}, not of the {expected}")
     return messages
 
 

@@ -9,8 +9,11 @@ from kat.evals.protocol import (
     Ask,
     Generate,
     Generated,
+    Judge,
+    Judged,
     Key,
     Measured,
+    Nll,
     Request,
     Response,
     ScoreChoices,
@@ -48,7 +51,9 @@ def ask(backend: "Backend", batch: Sequence[Planned]) -> list[list[Response]]:
         return _score(backend, batch)
     if len(kinds) > 1:
         raise UsageError(f"suite {batch[0].stamp.suite!r} asks for different kinds of things in one run")
-    texts = [planned.request.text for planned in batch if not isinstance(planned.request, Generate | ScoreChoices)]
+    if kinds == {Judge}:
+        return _judge(backend, batch)
+    texts = [planned.request.text for planned in batch if isinstance(planned.request, Nll)]
     return [[Measured(float(nats), n_bytes, n_tokens)] for nats, n_bytes, n_tokens in backend.nll(texts)]
 
 
@@ -70,6 +75,16 @@ def _generate(backend: "Backend", batch: Sequence[Planned]) -> list[list[Respons
     ):
         text, ids = backend.prompt(messages)
         found.append([Generated(c.text, c.finish_reason, text, prompt_hash(ids)) for c in completions])
+    return found
+
+
+def _judge(backend: Any, batch: Sequence[Planned]) -> list[list[Response]]:
+    """The backend is a reward model's (:class:`kat.evals.reward.RewardBackend`)."""
+    requests = [planned.request for planned in batch if isinstance(planned.request, Judge)]
+    found: list[list[Response]] = []
+    for request, scores in zip(requests, backend.judge(requests), strict=True):
+        text, ids = backend.prompt(list(request.messages))
+        found.append([Judged(tuple(scores), text, prompt_hash(ids))])
     return found
 
 

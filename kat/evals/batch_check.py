@@ -14,7 +14,7 @@ import numpy as np
 from kat.errors import UsageError
 from kat.evals.asking import Planned, ask
 from kat.evals.plan import batch_plan, score_item
-from kat.evals.protocol import Key, Nll, Suite, sample_key
+from kat.evals.protocol import Key, Suite, sample_key
 from kat.runs.schemas import BatchCheck, Sample
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def check_batches(
 
     Raises :class:`UsageError` for a suite whose items have no answer that could change.
     """
-    if any(isinstance(planned.request, Nll) for planned in plan):
+    if all(row.expected is None for row in rows):
         raise UsageError(f"suite {suite.name}: its items have no answer that could change; leave out --batch-check")
     chosen = np.sort(np.random.default_rng([seed, STREAM]).permutation(len(plan))[:n])
     other = 1 if batch_size > 1 else IN_ONE

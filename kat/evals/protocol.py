@@ -1,9 +1,9 @@
 """What a suite is: it names its items, says what to ask the model about each, and scores the answers.
 
-A suite knows nothing of models and the runner knows nothing of questions. A suite asks for one of three things
-(:class:`Generate`, :class:`ScoreChoices`, :class:`Nll`), gets the matching responses and turns them into
-:class:`~kat.runs.schemas.Sample` rows with the :class:`Stamp` that the runner gives it. Others plug in by the entry
-point group ``kat.suites`` (:mod:`kat.evals.registry`).
+A suite knows nothing of models and the runner knows nothing of questions. A suite asks for one of four things
+(:class:`Generate`, :class:`ScoreChoices`, :class:`Nll`, :class:`Judge`), gets the matching responses and turns them
+into :class:`~kat.runs.schemas.Sample` rows with the :class:`Stamp` that the runner gives it. Others plug in by the
+entry point group ``kat.suites`` (:mod:`kat.evals.registry`).
 """
 
 import hashlib
@@ -15,7 +15,8 @@ from kat.runs.files import hash_json
 from kat.runs.schemas import Metric, Sample
 
 ScoreType: TypeAlias = Literal["binary", "bounded", "real"]
-"""binary: one 0/1 score an item · bounded: the item's score is a mean in [0, 1] · real: any number, lower is better."""
+"""binary: one 0/1 score an item · bounded: the item's score is a mean in [0, 1] · real: any number, of which the suite
+says what is better."""
 
 Message: TypeAlias = dict[str, str]
 
@@ -53,7 +54,15 @@ class Nll:
     text: str
 
 
-Request: TypeAlias = Generate | ScoreChoices | Nll
+@dataclass(frozen=True)
+class Judge:
+    """Ask a reward model for the score of each response to a conversation that ends in a user turn."""
+
+    messages: tuple[Message, ...]
+    responses: tuple[str, ...]
+
+
+Request: TypeAlias = Generate | ScoreChoices | Nll | Judge
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,16 @@ class Measured:
     n_tokens: int
 
 
-Response: TypeAlias = Generated | Scored | Measured
+@dataclass(frozen=True)
+class Judged:
+    """The scores of a conversation's responses, in their order."""
+
+    scores: tuple[float, ...]
+    prompt: str | None
+    prompt_hash: str | None
+
+
+Response: TypeAlias = Generated | Scored | Measured | Judged
 
 
 class Item(Protocol):

@@ -1,8 +1,9 @@
-"""Score responses that somebody else generated: a .jsonl(.gz) of {id, response} against a suite's items.
+"""Score responses that somebody else generated: a .jsonl(.gz) of {id, response} against a suite's items, or of
+{id, responses} for a suite that asks for several samples of one prompt.
 
-Every item needs exactly one response. A missing one is invalid evidence (removing a model's wrong answers would
-otherwise raise its score), and so are two for one item; responses to items that the data does not hold are counted and
-left out. Nobody recorded the prompt, and the rows say so.
+Every item needs exactly as many responses as the suite asks for. A missing one is invalid evidence (removing a model's
+wrong answers would otherwise raise its score), and so are two rows for one item; responses to items that the data does
+not hold are counted and left out. Nobody recorded the prompt, and the rows say so.
 """
 
 import inspect
@@ -16,7 +17,17 @@ from kat.errors import EvidenceError, UsageError
 from kat.evals.asking import Planned
 from kat.evals.folder import Identity, check_folder, finish
 from kat.evals.plan import choose, score_item
-from kat.evals.protocol import Generate, Generated, Stamp, Suite, expected_keys, full_protocol, item_seed, protocol_hash
+from kat.evals.protocol import (
+    Generate,
+    Generated,
+    Stamp,
+    Suite,
+    expected_keys,
+    full_protocol,
+    item_seed,
+    protocol_hash,
+    sample_key,
+)
 from kat.evals.store import open_store
 from kat.runs.files import hash_json
 from kat.runs.schemas import Results
@@ -32,7 +43,7 @@ class RecordedResponses:
     whatever file they stand in.
     """
 
-    by_id: dict[str, str]
+    by_id: dict[str, str | list[str]]
     unknown: tuple[str, ...]
     identity: str
 
@@ -63,9 +74,9 @@ def read_responses(path: Path, suite: Suite) -> RecordedResponses:
     return _match(path, _read(path), suite)
 
 
-def _read(path: Path) -> dict[str, str]:
+def _read(path: Path) -> dict[str, str | list[str]]:
     """The responses by id, each given once."""
-    by_id: dict[str, str] = {}
+    by_id: dict[str, str | list[str]] = {}
     twice: list[str] = []
     for name, response in load_rows([Path(path)], _parse, key=None, max_bad=0.0).rows:
         if name in by_id:
@@ -76,7 +87,7 @@ def _read(path: Path) -> dict[str, str]:
     return by_id
 
 
-def _match(path: Path, by_id: dict[str, str], suite: Suite) -> RecordedResponses:
+def _match(path: Path, by_id: dict[str, str | list[str]], suite: Suite) -> RecordedResponses:
     wanted = {item.id for item in suite.items()}
     missing = [item.id for item in suite.items() if item.id not in by_id]
     if missing:
@@ -105,26 +116,39 @@ def run_recorded(
     plan = []
     for item in choose(suite.items(), limit, seed, suite.data):
         request = suite.requests(item)
-        if not isinstance(request, Generate) or request.n != 1:
-            raise UsageError(f"suite {suite.name!r} does not score one generated text per item: no --responses for it")
+        if not isinstance(request, Generate):
+            raise UsageError(f"suite {suite.name!r} does not score generated texts: no --responses for it")
+        if (found := len(_texts(responses, item.id))) != request.n:
+            raise EvidenceError(f"item {item.id}: {found} responses recorded, the suite asks for {request.n}")
         stamp = Stamp(suite.name, suite.version, hashed, responses.identity, item.id, item.hash, item_seed(seed, item))
         plan.append(Planned(item, request, stamp, tuple(expected_keys(item, request)), 0))
     with open_store(out) as (rows, writer):
         identity = Identity(suite, model, responses.identity, protocol, limit, seed)
         before = check_folder(out, identity, plan, rows)
-        present = {(row.item_hash, row.item_id) for row in rows}
+        present = {sample_key(row) for row in rows}
         new = []
         for planned in plan:
-            if (planned.stamp.item_hash, planned.stamp.item_id) not in present:
-                text = responses.by_id[planned.stamp.item_id]
-                new += score_item(suite, planned, [Generated(text, "recorded", None, None)])
+            if not present.issuperset(planned.keys):
+                texts = _texts(responses, planned.stamp.item_id)
+                scored = score_item(suite, planned, [Generated(text, "recorded", None, None) for text in texts])
+                new += [sample for sample in scored if sample_key(sample) not in present]
         writer.append(new)
         return finish(out, identity, [*rows, *new], before, changed=bool(new))
 
 
-def _parse(row: dict[str, Any]) -> tuple[str, str]:
-    response = row.get("response")
-    if not isinstance(response, str):
+def _texts(responses: RecordedResponses, item_id: str) -> list[str]:
+    found = responses.by_id[item_id]
+    return [found] if isinstance(found, str) else found
+
+
+def _parse(row: dict[str, Any]) -> tuple[str, str | list[str]]:
+    if "responses" in row and "response" in row:
+        raise RowError("both response and responses")
+    response = row.get("responses", row.get("response"))
+    if isinstance(response, list):
+        if not all(isinstance(text, str) for text in response):
+            raise RowError("responses are not texts")
+    elif not isinstance(response, str):
         raise RowError("response is not text" if "response" in row else "no response")
     if isinstance(row["id"], bool) or not isinstance(row["id"], str | int):
         raise RowError("id is neither text nor an integer")

@@ -20,7 +20,9 @@ BUILT_IN = {
     "scienceqa": "kat.evals.scienceqa:ScienceQA.load",
     "choices": "kat.evals.choices:Choices.load",
     "choices-text": "kat.evals.choices:Choices.load_text",
+    "reward": "kat.evals.reward:RewardSuite.load",
     "bpb": "kat.evals.bpb:BitsPerByte.load",
+    "diversity": "kat.evals.diversity:Diversity.load",
 }
 
 SuiteFactory = Callable[..., Suite]

@@ -16,6 +16,8 @@ from kat.evals.folder import Identity, check_folder, finish
 from kat.evals.plan import batch_plan, choose, score_item
 from kat.evals.protocol import (
     Generate,
+    Judge,
+    Nll,
     Request,
     ScoreChoices,
     Stamp,
@@ -94,7 +96,7 @@ def run_suite(
 
 def _counts_bytes(plan: Sequence[Planned]) -> bool:
     """Whether lengths are those of texts, which the backend cuts into windows of its context."""
-    return not all(isinstance(planned.request, Generate | ScoreChoices) for planned in plan)
+    return any(isinstance(planned.request, Nll) for planned in plan)
 
 
 def _plan(suite: Suite, item: Any, backend: "Backend", protocol: str, seed: int) -> Planned:
@@ -109,4 +111,6 @@ def _length(request: Request, backend: "Backend") -> int:
         return len(backend.prompt(list(request.messages))[1])
     if isinstance(request, ScoreChoices):
         return max(len(backend.prompt(list(ask.messages))[1]) for ask in request.asks)
+    if isinstance(request, Judge):
+        return len(backend.prompt(list(request.messages))[1])
     return len(request.text.encode())

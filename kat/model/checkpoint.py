@@ -24,6 +24,7 @@ from kat.tokenizer.bpe import Tokenizer
 
 SCHEMA = "kat.checkpoint/1"
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # max abs difference of logits
+HEAD = "reward_head.safetensors"  # of a reward model: {weight (1, C), bias (1)}
 STATE = "trainer_state"  # what resuming needs; a reader of the model may do without it
 
 
@@ -177,9 +178,12 @@ def build_model(config: GPTConfig, weights: Mapping[str, Tensor], where: str) ->
 
 
 def identity_of(weights: Mapping[str, Tensor], folder: Path) -> str:
-    """design.md's identity: one sha256 over sorted tensor names, dtypes, shapes and bytes, tokenizer.json, the chat
-    template and config.json without its version keys, each part led by its length. `folder` holds the JSON files."""
+    """design.md's identity: one sha256 over sorted tensor names, dtypes, shapes and bytes (a reward head's too),
+    tokenizer.json, the chat template and config.json without its version keys, each part led by its length. `folder`
+    holds the JSON files and perhaps the head."""
     digest = hashlib.sha256()
+    if (folder / HEAD).is_file():
+        weights = {**weights, **{f"reward_head.{name}": tensor for name, tensor in load_tensors(folder / HEAD).items()}}
 
     def add(part: bytes | memoryview) -> None:
         digest.update(len(part).to_bytes(8, "little"))

@@ -137,11 +137,13 @@ class GPT(nn.Module):
         doc_ids: Tensor | None = None,
         reduction: Literal["mean", "sum"] = "mean",
         return_hidden_states: bool = False,
+        positions: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (B, T, V); with targets, the loss; with return_hidden_states, (logits, final hidden states).
 
         ids: (B, T) tokens. targets: (B, T), -1 where nothing is predicted; the loss is the sum of token losses, or
-        that sum over the number of targets (0 where there is none). attention_mask: (B, cached + T), 0 = padding.
+        that sum over the number of targets (0 where there is none). positions: (B, T) bool; the logits are then (n, V),
+        of these n positions alone in row order. attention_mask: (B, cached + T), 0 = padding.
         position_ids: (B, T), default: consecutive from the cache's length. doc_ids: (B, T), tokens of different
         documents do not see each other.
         """
@@ -150,7 +152,7 @@ class GPT(nn.Module):
         )
         if targets is not None:
             return self.loss(hidden, targets, reduction)
-        logits = self.logits(hidden)
+        logits = self.logits(hidden if positions is None else hidden[positions])
         return (logits, hidden) if return_hidden_states else logits
 
     def hidden(

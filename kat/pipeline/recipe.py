@@ -76,14 +76,19 @@ def recipe_names() -> list[str]:
 
 def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
     """A recipe by its name or from a TOML file; `assignments` are `value=…` or `stage.setting=…`."""
-    path = Path(name)
-    if name.endswith(".toml"):
-        content, title = read_toml(path), path.stem
-    elif name in recipe_names():
-        content, title = read_toml(Path(str(files("kat.pipeline.recipes") / f"{name}.toml"))), name
-    else:
-        raise UsageError(f"recipe {name!r}: not a .toml file and none of {', '.join(recipe_names())}")
+    title, content = read_recipe(name)
+    if "study" in content:
+        raise UsageError(f"{name}: a study of several arms and seeds, not one pipeline; kat run runs it")
     return make_recipe(title, content, assignments, name)
+
+
+def read_recipe(name: str) -> tuple[str, dict[str, Any]]:
+    """(title, content) of a recipe of kat's own or of a TOML file."""
+    if name.endswith(".toml"):
+        return Path(name).stem, read_toml(Path(name))
+    if name in recipe_names():
+        return name, read_toml(Path(str(files("kat.pipeline.recipes") / f"{name}.toml")))
+    raise UsageError(f"recipe {name!r}: not a .toml file and none of {', '.join(recipe_names())}")
 
 
 def make_recipe(title: str, content: Mapping[str, Any], assignments: Sequence[str], where: str) -> Recipe:
@@ -102,7 +107,7 @@ def make_recipe(title: str, content: Mapping[str, Any], assignments: Sequence[st
 def _table(table: Any, name: str, where: str) -> Mapping[str, Any]:
     if not STAGE_NAME.fullmatch(name) or ".." in name:
         raise UsageError(f"{where}: {name!r} is no name for a stage; use lower-case letters, digits, - and /")
-    if not isinstance(table, dict) or not isinstance(table.get("command"), str):
+    if not isinstance(table, dict) or not isinstance(table.get("command"), str | tuple | list):
         raise UsageError(f"{where}: stage {name} needs a command")
     if unknown := sorted(set(table) - {"command", "settings", "processes", "exits"}):
         raise UsageError(
@@ -135,8 +140,9 @@ def _assign(text: str, values: dict[str, Any], settings: dict[str, dict[str, Any
 def _stage(
     name: str, table: Mapping[str, Any], settings: Mapping[str, Any], names: tuple[str, ...], where: str
 ) -> Stage:
+    stated = table["command"]
     try:
-        words = tuple(shlex.split(table["command"]))
+        words = tuple(shlex.split(stated) if isinstance(stated, str) else map(str, stated))
     except ValueError as error:
         raise UsageError(f"{where}: stage {name}: its command cannot be split into words ({error})") from None
     used = {match for word in (*words, *map(str, settings.values())) for match in PLACEHOLDER.findall(word)}

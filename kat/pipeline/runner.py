@@ -80,14 +80,20 @@ class Run:
         return Plan(stage, "done", "unchanged")
 
     def execute(self, start: str | None, jobs: int) -> None:
-        """Run what :meth:`plan` says. Raises StageError when a stage fails; the others that run are waited for."""
+        """Run what :meth:`plan` says. Raises StageError when a stage fails, or ended with a code that its `exits` allow
+        (then when all is done); the others that run are waited for. What follows a stage that ended so and left nothing
+        is left out.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         plans = {plan.stage.name: plan for plan in self.plan(start)}
         for plan in plans.values():
             if plan.action == "done":
                 self.say(f"{plan.stage.name}: unchanged, skipped")
         done = {name for name, plan in plans.items() if plan.action == "done"}
-        todo = [plan for plan in plans.values() if plan.action != "done"]
+        for stage in self.recipe.stages:  # of an earlier run
+            if stage.name in done and self._left_nothing(stage):
+                _give_up(stage.name, plans, done, self.say)
+        todo = [plan for plan in plans.values() if plan.stage.name not in done]
         running: dict[Future[None], Plan] = {}
         processes = _Processes(home=self.folder.parent.parent)
         with ThreadPoolExecutor(max_workers=jobs) as pool:
@@ -98,8 +104,12 @@ class Run:
                         running[pool.submit(self._run_stage, plan, processes)] = plan
                     finished, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in finished:
-                        done.add(running.pop(future).stage.name)
+                        stage = running.pop(future).stage
+                        done.add(stage.name)
                         future.result()
+                        if self._left_nothing(stage):
+                            _give_up(stage.name, plans, done, self.say)
+                            todo = [plan for plan in todo if plan.stage.name not in done]
             except BaseException:
                 processes.interrupt()
                 raise
@@ -107,6 +117,19 @@ class Run:
             if code := (self._note(stage) or {}).get("exit_code"):
                 log = self.notes / f"{_flat(stage.name)}.log"
                 raise StageError(f"{stage.name}: ended with exit code {code}; what it found: {log}", code)
+
+    def exit_code(self, stage: Stage) -> int | None:
+        """The code that the stage ended with; None where it has not been run to its end."""
+        return (self._note(stage) or {}).get("exit_code")
+
+    def last_line(self, stage: Stage) -> str:
+        """The last line that the stage printed."""
+        return _last_line(self.notes / f"{_flat(stage.name)}.log")
+
+    def _left_nothing(self, stage: Stage) -> bool:
+        """Whether the stage ended with a code that it may end with, without what it should have written."""
+        note = self._note(stage) or {}
+        return bool(note.get("exit_code")) and stage.writes and not (self.folder / stage.name).exists()
 
     def _run_stage(self, plan: Plan, processes: "_Processes") -> None:
         stage = plan.stage
@@ -124,9 +147,7 @@ class Run:
         if code == 130 or code < 0:
             raise StageError(f"{stage.name}: interrupted; run the same command again to go on", 130)
         if code != 0 and code not in stage.exits:
-            lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-            last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-            raise StageError(f"{stage.name}: stopped with exit code {code}: {last} (all of it: {log})", code)
+            raise StageError(f"{stage.name}: stopped with exit code {code}: {_last_line(log)} (all of it: {log})", code)
         output = self._content(self.folder / stage.name) if stage.writes else None
         self._write_note(
             stage, {**note, "finished": True, "output_hash": output, "seconds": round(seconds, 1), "exit_code": code}
@@ -179,6 +200,20 @@ class Run:
 
     def _write_note(self, stage: Stage, note: dict[str, Any]) -> None:
         write_json(self.notes / f"{_flat(stage.name)}.json", note)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+
+def _give_up(name: str, plans: dict[str, Plan], done: set[str], say: Say) -> None:
+    """Call done, without running it, all that follows the stage."""
+    for plan in plans.values():
+        if plan.stage.name not in done and name in plan.stage.needs:
+            say(f"{plan.stage.name}: left out, {name} left nothing")
+            done.add(plan.stage.name)
+            _give_up(plan.stage.name, plans, done, say)
 
 
 def _startable(todo: Iterable[Plan], running: Iterable[Plan], done: set[str], jobs: int) -> list[Plan]:

@@ -19,6 +19,7 @@ from pydantic import (
 from kat.errors import UsageError
 
 Schedule = Literal["constant", "linear", "wsd", "cosine", "plateau"]
+Weighting = Literal["uniform", "density", "placebo"]
 
 
 class Settings(BaseModel):
@@ -43,20 +44,14 @@ class TokenizerSettings(Settings):
     max_bad: float = Field(0.01, ge=0, le=1, description="share of malformed data rows that is tolerated")
 
 
-class TrainSettings(Settings):
-    """What base, mid and SFT have in common. Rates are of the peak; batch_size counts rows of row_len tokens."""
+class LoopSettings(Settings):
+    """What every stage has that the loop trains. Rates are of the peak; batch_size counts rows (base, mid, SFT), pairs
+    (reward) or completions (GRPO)."""
 
     steps: int | None = Field(None, ge=1, description="optimizer steps; None: as many as `epochs` makes")
-    epochs: float = Field(1.0, gt=0, description="passes over the data; read only where steps is None")
-    row_len: int | None = Field(None, ge=2, description="tokens a row; None: the model's sequence_len")
+    epochs: float = Field(1.0, gt=0, le=1e6, description="passes over the data; read only where steps is None")
     batch_size: int = Field(32, ge=1, description="rows an optimizer step, over all ranks")
     micro_batch_size: int | None = Field(None, ge=1, description="rows a forward pass and rank; None: all at once")
-    layout: Literal["stream", "packed"] = Field("packed", description="packed rows isolate their documents")
-    supervise_prompts: bool = Field(False, description="also predict what the user says")
-    answers: Literal["letter", "explained", "text"] = Field(
-        "letter", description="multiple-choice rows answer `B. nest`, that with explanation and background, or `nest`"
-    )
-    option_orders: int = Field(1, ge=1, description="multiple-choice rows appear with so many orders of their options")
 
     optimizer: Literal["muon", "adamw"] = "muon"
     matrix_lr: float = Field(0.02, gt=0, description="Muon: matrices of the blocks")
@@ -87,10 +82,22 @@ class TrainSettings(Settings):
     max_abs: float = Field(1e8, gt=0, description="a weight, gradient or activation above it stops the run")
 
     @model_validator(mode="after")
-    def _consistent(self) -> "TrainSettings":
+    def _consistent(self) -> "LoopSettings":
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
         return self
+
+
+class TrainSettings(LoopSettings):
+    """What base, mid and SFT have in common; a row is row_len tokens."""
+
+    row_len: int | None = Field(None, ge=2, description="tokens a row; None: the model's sequence_len")
+    layout: Literal["stream", "packed"] = Field("packed", description="packed rows isolate their documents")
+    supervise_prompts: bool = Field(False, description="also predict what the user says")
+    answers: Literal["letter", "explained", "text"] = Field(
+        "letter", description="multiple-choice rows answer `B. nest`, that with explanation and background, or `nest`"
+    )
+    option_orders: int = Field(1, ge=1, description="multiple-choice rows appear with so many orders of their options")
 
 
 class BaseSettings(TrainSettings):
@@ -119,18 +126,102 @@ class SftSettings(TrainSettings):
     keep_best: bool = True
 
 
+class RewardSettings(LoopSettings):
+    """`kat train reward`: Bradley-Terry on pairs. Density enters by sampling or by loss weights, never both: the two
+    together would weigh by its square."""
+
+    peak: float = Field(0.1, gt=0)
+    keep_best: bool = True
+    backbone: Literal["trained", "frozen"] = Field("trained", description="frozen: the scalar head alone learns")
+    head_lr: float = Field(0.03, gt=0, description="AdamW: the scalar head, under either optimizer")
+    sampling: Weighting = Field("uniform", description="how pairs are drawn; density and placebo need `density`")
+    loss_weights: Weighting = Field("uniform", description="how losses are weighed; density and placebo need `density`")
+    density: str | None = Field(None, description="folder that `kat density build` wrote for these prompts")
+
+    @model_validator(mode="after")
+    def _once(self) -> "RewardSettings":
+        if self.sampling != "uniform" and self.loss_weights != "uniform":
+            raise ValueError("density by sampling or by loss_weights, not both: together they weigh by its square")
+        _needs_density(self.density, self.sampling, self.loss_weights)
+        return self
+
+
+class GrpoSettings(LoopSettings):
+    """`kat train grpo`: groups of completions of one prompt, each judged against its group (arXiv:2402.03300)."""
+
+    steps: int = Field(200, ge=1)
+    batch_size: int = Field(64, ge=1, description="completions an optimizer step, over all ranks")
+    peak: float = Field(0.05, gt=0)
+    schedule: Schedule = "constant"
+    validation_share: float = Field(0.0, ge=0, le=0, description="GRPO validates nothing: evaluate its checkpoint")
+    log_every: int = Field(1, ge=1)
+
+    reward: tuple[str, ...] = Field(
+        (), description="reward checkpoint, module:function, `microworld` or `choices`, each perhaps as `0.5*…`; summed"
+    )
+    prompts_per_rollout: int = Field(8, ge=1, description="prompts drawn at a time, over all ranks")
+    completions: int = Field(8, ge=2, description="G, completions of each prompt")
+    epochs_per_rollout: int = Field(1, ge=1, description="passes over a rollout before the next is made")
+    temperature: float = Field(1.0, ge=0.01, description="of sampling, and of every log-probability")
+    max_new_tokens: int = Field(64, ge=1)
+    scale_rewards: Literal["group", "batch", "none"] = Field("group", description="what the advantage is divided by")
+    aggregation: Literal["token-mean", "sequence-mean", "dr-grpo"] = Field(
+        "token-mean", description="trl's dapo, grpo and dr_grpo"
+    )
+    clip_low: float = Field(0.2, gt=0, le=1, description="the ratio is clipped to [1 - clip_low, 1 + clip_high]")
+    clip_high: float = Field(0.2, gt=0)
+    mask_truncated: bool = Field(False, description="completions without an end token teach nothing")
+    kl_in: Literal["loss_k3", "loss_k2", "reward_k1", "exact"] = "loss_k3"
+    kl_coef: float = Field(0.04, ge=0, description="weight of the divergence from the initial policy")
+    kl_target: float | None = Field(None, gt=0, description="nats a token; the coefficient then follows it")
+    kl_horizon: int = Field(20, ge=1, description="rollouts over which the coefficient follows kl_target")
+    sampling: Weighting = Field("uniform", description="how prompts are drawn; density and placebo need `density`")
+    density: str | None = Field(None, description="folder that `kat density build` wrote for these prompts")
+    collapse_patience: int = Field(10, ge=1, description="rollouts without any reward variance before the run stops")
+    max_kl: float = Field(5.0, gt=0, description="nats a token from the initial policy; above it the run stops")
+    min_entropy: float = Field(1e-3, ge=0, description="nats a token; below it the run stops")
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> "GrpoSettings":
+        rows = self.prompts_per_rollout * self.completions
+        if rows % self.batch_size:
+            raise ValueError(
+                f"prompts_per_rollout x completions = {rows} rows are no multiple of batch_size {self.batch_size}"
+            )
+        if self.keep_best or self.early_stop or self.validation or self.schedule == "plateau":
+            raise ValueError("keep_best, early_stop, validation and schedule = plateau: GRPO has no validation")
+        _needs_density(self.density, self.sampling)
+        return self
+
+
+def _needs_density(folder: str | None, *uses: str) -> None:
+    """Weights are named where they are used, and used where they are named: an arm is never silently uniform."""
+    used = any(use != "uniform" for use in uses)
+    if used and not folder:
+        raise ValueError(
+            f"{next(use for use in uses if use != 'uniform')} weights need `density`, the folder they are in"
+        )
+    if folder and not used:
+        raise ValueError("`density` is given and nothing uses it; set sampling = density, or leave it out")
+
+
 STAGES: Mapping[str, type[Settings]] = {
     "tokenizer": TokenizerSettings,
     "base": BaseSettings,
     "mid": MidSettings,
     "sft": SftSettings,
+    "reward": RewardSettings,
+    "grpo": GrpoSettings,
 }
 S = TypeVar("S", bound=Settings)
 
 
-def load_settings(kind: type[S], config: Path | None, assignments: Sequence[str]) -> S:
-    """Settings from a TOML file (optional), then `key=value` texts; values are TOML (strings may go unquoted)."""
-    values = (read_toml(config) if config else {}) | parse_assignments(assignments)
+def load_settings(
+    kind: type[S], config: Path | None, assignments: Sequence[str], named: Mapping[str, Any] | None = None
+) -> S:
+    """Settings from a TOML file (optional), then `key=value` texts, whose values are TOML (strings may go unquoted),
+    then those that the command line names by an option of their own."""
+    values = (read_toml(config) if config else {}) | parse_assignments(assignments) | dict(named or {})
     return make_settings(kind, values, str(config) if config else "--set")
 
 

@@ -87,7 +87,7 @@ def compare_seeds(a: ArrayLike, b: ArrayLike, *, level: float = 0.95, seed: int 
         permutation=Test("permutation over seeds", float(min(1.0, permuted.pvalue))),
         smallest_p=smallest_permutation_p(x.size, y.size),
         p_b_above_a=float(above),
-        hedges_g=_hedges_g(x, y),
+        hedges_g=hedges_g(x, y),
     )
 
 
@@ -98,7 +98,7 @@ def smallest_permutation_p(n_a: int, n_b: int) -> float:
     return min(1.0, 2 / math.comb(n_a + n_b, n_a))
 
 
-def _hedges_g(a: np.ndarray, b: np.ndarray) -> float | None:
+def hedges_g(a: np.ndarray, b: np.ndarray) -> float | None:
     """Hedges 1981: the difference over the pooled standard deviation, times 1 − 3 / (4 df − 1)."""
     df = a.size + b.size - 2
     pooled = math.sqrt(((a.size - 1) * a.var(ddof=1) + (b.size - 1) * b.var(ddof=1)) / df)

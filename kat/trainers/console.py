@@ -12,9 +12,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from kat.model.gpt import GPT
+from kat.model.reward import RewardModel
 from kat.text import printable
 from kat.trainers.protocol import State
 from kat.trainers.run_folder import METRICS, MetricsLog, save_best, save_state
+
+SHOWN = ("loss", "val_loss", "reward", "kl", "tokens_per_second")
 
 
 class RunEvents:
@@ -47,14 +50,18 @@ class RunEvents:
     def log(self, step: int, **metrics: float | int | str | None) -> None:
         if self.metrics:
             self.metrics.write(step, dict(metrics))
-        shown = {k: metrics[k] for k in ("loss", "val_loss", "tokens_per_second") if metrics.get(k) is not None}
+        shown = {
+            k: metrics[k]
+            for k in ("loss", "val_loss", "reward", "kl", "tokens_per_second")
+            if metrics.get(k) is not None
+        }
         note = "  ".join(f"{name} {value:,.4g}" for name, value in shown.items())
         if self._progress:
             self._progress.update(self._bar, completed=step, note=note)
         elif "val_loss" in metrics or step % 100 == 0:
             say(self.console, f"{self.title} step {step}: {note}")
 
-    def save(self, state: State, best: GPT | None = None) -> None:
+    def save(self, state: State, best: GPT | RewardModel | None = None) -> None:
         assert self.folder is not None and self.metrics is not None, "only the main rank saves"
         self.metrics.sync()
         if best is not None:

@@ -20,9 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kat.errors import EvidenceError, UsageError
 from kat.model.gpt import GPT
+from kat.model.reward import RewardModel
 from kat.model.stability import InstabilityError, Limits, diagnose, first_fault, gradient_fault
 from kat.model.tensors import save_tensors
-from kat.runs.settings import TrainSettings
+from kat.runs.settings import LoopSettings
 from kat.runtime import World, autocast, peak_flops, peak_memory, rng_state, set_rng_state
 from kat.trainers.optimisers import (
     build_optimisers,
@@ -40,30 +41,45 @@ INTERRUPTED = "interrupted"
 
 
 class Task(Protocol):
-    """One stage's step."""
+    """One stage's step. A stage whose batches come from the model itself (GRPO) also keeps tensors between steps."""
 
     total_steps: int
+    unit: str  # what a loss is per: "supervised tokens", "pairs", "completions"
+    expected: str  # what the loss should be at first, for the pre-flight
+    batches_per_fetch: int = 1  # how many batches one slow call of next_batch makes
 
     def next_batch(self) -> Tensors:
-        """The next micro-batch of this rank: tensors by name, on the CPU."""
+        """The next micro-batch of this rank: tensors by name, on the CPU; "ids" (B, T) is among them."""
 
     def weight(self, batch: Tensors) -> int:
-        """What its loss is a sum over: supervised tokens (or pairs, or completions)."""
+        """What its loss is a sum over: supervised tokens, pairs, or completions."""
 
     def loss(self, model: nn.Module, batch: Tensors) -> Tensor:
         """Sum of losses over that weight; exactly 0 where the weight is 0."""
 
-    def validate(self, model: GPT, world: World) -> dict[str, float]:
+    def metrics(self, world: World) -> dict[str, float]:
+        """What the stage has to say of the step just taken, beyond its loss. Called once a step, on all ranks."""
+        return {}
+
+    def validate(self, model: nn.Module, world: World) -> dict[str, float]:
         """Metrics on held-out data, `val_loss` among them; empty where there is none."""
 
     def cursor(self) -> dict[str, Any]:
         """Where in the data the run is, as JSON."""
 
-    def seek(self, cursor: dict[str, Any]) -> None:
-        """Go where :meth:`cursor` was."""
+    def tensors(self) -> Tensors:
+        """What exact resume needs beside the cursor: a rollout that is half consumed."""
+        return {}
+
+    def seek(self, cursor: dict[str, Any], tensors: Tensors) -> None:
+        """Go where :meth:`cursor` and :meth:`tensors` were."""
+
+    def finish(self, model: nn.Module) -> None:
+        """Last touch on the model that becomes the checkpoint."""
+        return None
 
 
-def micro_batches(settings: TrainSettings, world_size: int) -> tuple[int, int]:
+def micro_batches(settings: LoopSettings, world_size: int) -> tuple[int, int]:
     """(rows a rank takes through the model at once, such passes an optimizer step)."""
     micro = settings.micro_batch_size or settings.batch_size // world_size
     if micro == 0 or settings.batch_size % (micro * world_size):
@@ -79,9 +95,9 @@ class Loop:
 
     def __init__(
         self,
-        model: GPT,
+        model: GPT | RewardModel,
         task: Task,
-        settings: TrainSettings,
+        settings: LoopSettings,
         *,
         world: World,
         device: torch.device,
@@ -150,6 +166,7 @@ class Loop:
         set_lr(self.optimisers, share)
         loss, weight = self.backward(batches)
         norm = self._clip(batches, loss)
+        own = self.task.metrics(self.world)
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -163,7 +180,8 @@ class Loop:
             "lr": main_lr(self.settings) * share,
             "lr_share": share,
             "grad_norm": norm,
-            "supervised_tokens": weight,
+            self.task.unit.replace(" ", "_"): weight,
+            **own,
         }
 
     def backward(self, batches: Sequence[Tensors]) -> tuple[float, int]:
@@ -172,7 +190,7 @@ class Loop:
         weight = self.world.sum(sum(self.task.weight(batch) for batch in batches))
         if weight == 0:
             raise UsageError(
-                f"step {self.step}: no supervised token in the whole batch; raise batch_size or look at the data"
+                f"step {self.step}: no {self.task.unit} in the whole batch; raise batch_size or look at the data"
             )
         total = 0.0
         for i, batch in enumerate(batches):
@@ -263,6 +281,7 @@ class Loop:
         tensors = {f"weights.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"optimiser.{name}": tensor for name, tensor in state_tensors(self.optimisers).items()}
         tensors |= {f"rng.{name}": tensor for name, tensor in rng_state(self.device).items()}
+        tensors |= {f"task.{name}": tensor for name, tensor in self.task.tensors().items()}
         values = {
             "step": self.step,
             "tokens": self.tokens,
@@ -289,15 +308,17 @@ class Loop:
             cursor = state.values["cursor"]
         except (KeyError, RuntimeError, ValueError) as error:
             raise EvidenceError(f"the saved state fits another run ({str(error).splitlines()[0]})") from None
-        self.task.seek(cursor)
+        self.task.seek(cursor, part("task."))
         self.best_loss = min(self.validation_losses, default=math.inf)
         self.saved_step = self.step
 
     def preflight(self, example: str) -> list[str]:
         """What a careful person looks at before a run, and how long it will take. Changes nothing."""
-        cursor = self.task.cursor()
+        cursor, tensors = self.task.cursor(), self.task.tensors()
+        started = time.perf_counter()
         batch = self.task.next_batch()
-        self.task.seek(cursor)
+        fetching = (time.perf_counter() - started) / self.task.batches_per_fetch
+        self.task.seek(cursor, tensors)
         weight = self.task.weight(batch)
         with torch.no_grad():
             for _ in range(2):  # the first pass also pays for warming up
@@ -305,11 +326,11 @@ class Loop:
                 loss = float(self._loss(self.model, batch)) / max(1, weight)
                 seconds = time.perf_counter() - started
         steps = self.task.total_steps - self.step
-        left = steps * self.accumulate * 3 * seconds  # a backward pass costs two forward passes
+        left = steps * self.accumulate * (fetching + 3 * seconds)  # a backward pass costs two forward passes
         return [
             f"example: {example}",
-            f"first micro-batch: {'x'.join(map(str, batch['ids'].shape))} tokens, {weight:,} supervised",
-            f"loss at step {self.step}: {loss:.4f} (ln V = {math.log(self.model.config.vocab_size):.4f})",
+            f"first micro-batch: {'x'.join(map(str, batch['ids'].shape))} tokens, {weight:,} {self.task.unit}",
+            f"loss at step {self.step}: {loss:.4f} ({self.task.expected})",
             *describe_groups(self.optimisers),
             f"device {self.device}, {str(self.dtype).removeprefix('torch.')}, {torch.get_num_threads()} thread(s), "
             f"{self.world.size} rank(s), {self.accumulate} micro-batch(es) a step",

@@ -1,4 +1,4 @@
-"""kat's own trainer of base, mid and SFT: next-token prediction on supervised tokens."""
+"""kat's own trainer of every stage, and the task of base, mid and SFT: next-token prediction on supervised tokens."""
 
 import itertools
 import math
@@ -16,11 +16,14 @@ from kat.errors import UsageError
 from kat.model.checkpoint import load_checkpoint
 from kat.model.config import GPTConfig
 from kat.model.gpt import GPT, IGNORE
-from kat.runs.settings import BaseSettings
+from kat.model.reward import RewardModel
+from kat.runs.settings import BaseSettings, LoopSettings, RewardSettings, TrainSettings
 from kat.runtime import World, distributed, pick_device, pick_dtype, set_threads, total_memory
 from kat.tokenizer.bpe import Tokenizer
-from kat.trainers.loop import INTERRUPTED, Loop, micro_batches
+from kat.trainers.grpo import GrpoTask
+from kat.trainers.loop import INTERRUPTED, Loop, Task, Tensors, micro_batches
 from kat.trainers.protocol import Capabilities, Events, Job, Result
+from kat.trainers.reward import RewardTask
 from kat.trainers.run_folder import load_state, write_result
 
 
@@ -28,24 +31,25 @@ class NativeTrainer:
     """Trains kat's GPT in this process (or in the ranks that torchrun started)."""
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(stages=frozenset({"base", "mid", "sft"}))
+        return Capabilities(stages=frozenset({"base", "mid", "sft", "reward", "grpo"}))
 
     def fit(self, job: Job, events: Events, resume: Path | None = None) -> Result:
         """Run the job to its end and write the checkpoint at job.out."""
         device = pick_device(job.device)
         tokenizer = Tokenizer.load(job.tokenizer)
         with distributed(device) as world:
-            model = _model(job, tokenizer, device, world.size)
+            model = initial_model(job, tokenizer, device, world.size)
             set_threads(model.config.parameter_count())
             torch.manual_seed(job.seed)  # nothing draws from it now; the state that is saved must still be the run's
-            task = CausalTask(job, model.config, tokenizer, world)
-            loop = Loop(
-                model, task, job.settings, world=world, device=device, dtype=pick_dtype(job.dtype, device), out=job.out
-            )
+            dtype = pick_dtype(job.dtype, device)
+            trained = with_head(model, job.settings) if job.stage == "reward" else model
+            task = build_task(job, model, tokenizer, world, dtype)
+            loop = Loop(trained, task, job.settings, world=world, device=device, dtype=dtype, out=job.out)
             if resume is not None:
                 loop.restore(load_state(resume))
+            lines = loop.preflight(task.example())  # on all ranks: a rollout is made by them together
             if world.is_main:
-                events.start(loop.preflight(task.example()), loop.step, task.total_steps)
+                events.start(lines, loop.step, task.total_steps)
             reason = loop.run(events, job.stop_at)
             if reason != INTERRUPTED and world.is_main:
                 write_result(job, loop, tokenizer, reason)
@@ -53,7 +57,26 @@ class NativeTrainer:
         return Result(job.out, loop.step, reason, loop.last)
 
 
-def _model(job: Job, tokenizer: Tokenizer, device: torch.device, world_size: int) -> GPT:
+def build_task(
+    job: Job, model: GPT, tokenizer: Tokenizer, world: World, dtype: torch.dtype
+) -> "CausalTask | RewardTask | GrpoTask":
+    """What the job's stage brings to a loop: its batches, its loss, its validation."""
+    if job.stage == "reward":
+        return RewardTask(job, tokenizer, world)
+    if job.stage == "grpo":
+        return GrpoTask(job, model, tokenizer, world, dtype)
+    return CausalTask(job, model.config, tokenizer, world)
+
+
+def with_head(model: GPT, settings: LoopSettings) -> RewardModel:
+    """A new scalar head on the model, whose own weights learn too unless they are frozen."""
+    assert isinstance(settings, RewardSettings)
+    if settings.backbone == "frozen":
+        model.requires_grad_(False)
+    return RewardModel(model)
+
+
+def initial_model(job: Job, tokenizer: Tokenizer, device: torch.device, world_size: int) -> GPT:
     """The initial model: a checkpoint's, or new weights drawn from the job's seed."""
     if job.init is not None:
         model = load_checkpoint(job.init).model.float()  # master weights are float32, whatever was stored
@@ -80,7 +103,8 @@ def _model(job: Job, tokenizer: Tokenizer, device: torch.device, world_size: int
 def _check_memory(job: Job, config: GPTConfig, device: torch.device, world_size: int) -> None:
     """Refuse a shape that no step could be taken with, before the machine swaps itself to a standstill."""
     rows, _ = micro_batches(job.settings, world_size)
-    tokens = rows * (job.settings.row_len or config.sequence_len)
+    s = job.settings
+    tokens = rows * ((s.row_len if isinstance(s, TrainSettings) else None) or config.sequence_len)
     needed, total = config.training_bytes(tokens), total_memory(device)
     if total is not None and needed > total:
         raise UsageError(
@@ -89,11 +113,16 @@ def _check_memory(job: Job, config: GPTConfig, device: torch.device, world_size:
         )
 
 
-class CausalTask:
+class CausalTask(Task):
     """Batches and loss of language modelling; see kat.trainers.loop.Task."""
+
+    unit = "supervised tokens"
 
     def __init__(self, job: Job, config: GPTConfig, tokenizer: Tokenizer, world: World) -> None:
         s = job.settings
+        assert isinstance(s, TrainSettings) and isinstance(job.train, TokenData)
+        assert job.validation is None or isinstance(job.validation, TokenData)
+        self.expected = f"ln V = {math.log(config.vocab_size):.4f}"
         self.settings, self.tokenizer, self.train = s, tokenizer, job.train
         self.row_len = s.row_len or config.sequence_len
         self.rows = micro_batches(s, world.size)[0] * world.size  # of one pass, over all ranks
@@ -127,13 +156,14 @@ class CausalTask:
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return model(batch["ids"], batch["targets"], doc_ids=batch.get("doc_ids"), reduction="sum")
 
-    def validate(self, model: GPT, world: World) -> dict[str, float]:
+    def validate(self, model: nn.Module, world: World) -> dict[str, float]:
         """Loss in nats a supervised token, and bits per byte without special tokens; both are sum over sum.
 
         The rows looked at are the same for any micro-batch size and any number of ranks.
         """
         if self.held_out is None:
             return {}
+        assert isinstance(model, GPT)
         self.held_out.load_state(self.held_out_start)
         nats = plain_nats = 0.0
         tokens = n_bytes = 0
@@ -161,7 +191,7 @@ class CausalTask:
     def cursor(self) -> dict[str, Any]:
         return self.batches.state()
 
-    def seek(self, cursor: dict[str, Any]) -> None:
+    def seek(self, cursor: dict[str, Any], tensors: Tensors) -> None:
         self.batches.load_state(cursor)
 
     def example(self) -> str:

@@ -1,65 +1,81 @@
 """Parameter groups. Each weight is in exactly one; `initial_lr` is the peak that a schedule multiplies."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kat.model.gpt import GPT
-from kat.runs.settings import TrainSettings
+from kat.model.reward import RewardModel
+from kat.runs.settings import LoopSettings, RewardSettings
 
 ADAM_BETAS = (0.8, 0.95)  # nanochat's, for embedding and head
 ADAM_EPS = 1e-10
 MOMENTUM = 0.95
 
 
-def build_optimisers(model: GPT, settings: TrainSettings) -> list[torch.optim.Optimizer]:
-    """AdamW + Muon, or AdamW alone with decay on weights that have two dimensions."""
-    optimisers = _muon(model, settings) if settings.optimizer == "muon" else [_adamw(model, settings)]
+def build_optimisers(model: GPT | RewardModel, settings: LoopSettings) -> list[torch.optim.Optimizer]:
+    """AdamW + Muon, or AdamW alone with decay on weights that have two dimensions. Weights that need no gradient are in
+    no group; a reward model's scalar head has a rate of its own under either."""
+    gpt, head = (model.gpt, model.head) if isinstance(model, RewardModel) else (model, None)
+    optimisers = _muon(gpt, settings) if settings.optimizer == "muon" else _adamw(gpt, settings)
+    if head is not None:
+        assert isinstance(settings, RewardSettings), "only the reward stage trains a reward model"
+        optimisers.append(_adamw_of([_group("reward head", _trained(head), lr=settings.head_lr)], (0.9, 0.95), 1e-8))
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["initial_lr"] = group["lr"]
     return optimisers
 
 
-def _muon(model: GPT, settings: TrainSettings) -> list[torch.optim.Optimizer]:
+def _muon(model: GPT, settings: LoopSettings) -> list[torch.optim.Optimizer]:
     """nanochat's split: Muon for the matrices of the blocks, AdamW for embedding, head and anything with one dimension.
 
     The AdamW rates were tuned at width 768 and scale with its inverse square root.
     """
     scale = (model.config.n_embd / 768) ** -0.5
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    vectors = [p for p in model.model.layers.parameters() if p.ndim != 2]
+    blocks, decay = _trained(model.model.layers), settings.weight_decay
     groups = [
-        {"params": list(model.lm_head.parameters()), "lr": settings.unembedding_lr * scale, "name": "head"},
-        {
-            "params": list(model.model.embed_tokens.parameters()),
-            "lr": settings.embedding_lr * scale,
-            "name": "embedding",
-        },
+        _group("head", _trained(model.lm_head), lr=settings.unembedding_lr * scale, weight_decay=decay),
+        _group("embedding", _trained(model.model.embed_tokens), lr=settings.embedding_lr * scale, weight_decay=decay),
+        _group("vectors", [p for p in blocks if p.ndim != 2], lr=settings.unembedding_lr * scale),
     ]
-    if vectors:
-        groups.append(
-            {"params": vectors, "lr": settings.unembedding_lr * scale, "name": "vectors", "weight_decay": 0.0}
+    optimisers = []
+    if any(group["params"] for group in groups):
+        optimisers.append(_adamw_of(groups, ADAM_BETAS, ADAM_EPS))
+    if matrices := [p for p in blocks if p.ndim == 2]:
+        optimisers.append(
+            torch.optim.Muon(
+                [{"params": matrices, "name": "matrices"}],
+                lr=settings.matrix_lr,
+                momentum=MOMENTUM,
+                weight_decay=decay,
+                adjust_lr_fn="original",
+            )
         )
-    adamw = torch.optim.AdamW(groups, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=settings.weight_decay, fused=True)
-    muon = torch.optim.Muon(
-        [{"params": matrices, "name": "matrices"}],
-        lr=settings.matrix_lr,
-        momentum=MOMENTUM,
-        weight_decay=settings.weight_decay,
-        adjust_lr_fn="original",
-    )
-    return [adamw, muon]
+    return optimisers
 
 
-def _adamw(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay, "name": "matrices"}]
-    if plain:
-        groups.append({"params": plain, "weight_decay": 0.0, "name": "vectors"})
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
+def _adamw(model: GPT, settings: LoopSettings) -> list[torch.optim.Optimizer]:
+    weights, lr = _trained(model), settings.lr
+    groups = [
+        _group("matrices", [p for p in weights if p.ndim >= 2], lr=lr, weight_decay=settings.weight_decay),
+        _group("vectors", [p for p in weights if p.ndim < 2], lr=lr),
+    ]
+    return [_adamw_of(groups, (0.9, 0.95), 1e-8)] if weights else []
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def _group(name: str, weights: list[nn.Parameter], *, lr: float, weight_decay: float = 0.0) -> dict[str, Any]:
+    return {"params": weights, "lr": lr, "weight_decay": weight_decay, "name": name}
+
+
+def _adamw_of(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, eps=eps, fused=True)
 
 
 def describe_groups(optimisers: Sequence[torch.optim.Optimizer]) -> list[str]:
@@ -75,7 +91,7 @@ def describe_groups(optimisers: Sequence[torch.optim.Optimizer]) -> list[str]:
     return lines
 
 
-def main_lr(settings: TrainSettings) -> float:
+def main_lr(settings: LoopSettings) -> float:
     """The peak rate of the blocks' matrices: the one that a log shows."""
     return settings.matrix_lr if settings.optimizer == "muon" else settings.lr
 

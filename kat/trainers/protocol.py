@@ -5,18 +5,37 @@ kat's own trainers share one loop (loop.py); others plug in by the entry point g
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
+from kat.data.encoded import PairData, PromptData
+from kat.data.preferences import Prompt
 from kat.data.tokens import TokenData
+from kat.density.schedule import Schedule
 from kat.errors import UsageError
 from kat.model.gpt import GPT
-from kat.runs.settings import TrainSettings
+from kat.model.reward import RewardModel
+from kat.runs.settings import LoopSettings
+from kat.runtime import World
+
+
+class Reward(Protocol):
+    """What GRPO maximises. `identity` names it: what decides its values, hashed; two equal ones are the same reward."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def identity(self) -> str: ...
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
+        """One finite number a response; `prompts` are as many as the responses."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +51,26 @@ class Capabilities:
 class Job:
     """One stage of training, as plain data.
 
-    `init` is the checkpoint folder to start from (None: new weights), `tokenizer` the folder of the tokenizer. The
+    Base, mid and SFT bring tokens, the reward stage pairs of ids, GRPO prompts and a reward. The last two draw by
+    `schedule`: a uniform and a density arm differ in it (or in `loss_weights`) and in nothing else. `init` is the
+    checkpoint folder to start from (None: new weights), `tokenizer` the folder of the tokenizer. The
     tokens come encoded, with their supervision masks. `stop_at` ends the run early without changing its schedule.
     """
 
     stage: str
     init: Path | None
     tokenizer: Path
-    train: TokenData
-    validation: TokenData | None
-    settings: TrainSettings
+    train: TokenData | PairData | PromptData
+    validation: TokenData | PairData | None
+    settings: LoopSettings
     seed: int
     device: str
     dtype: str
     out: Path
     stop_at: int | None = None
+    schedule: Schedule | None = None
+    loss_weights: np.ndarray | None = None  # (pairs,) float64, mean 1: the reward stage's losses are multiplied by them
+    reward: Reward | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +101,42 @@ class Events(Protocol):
     def log(self, step: int, **metrics: float | int | str | None) -> None:
         """Metrics of one step; kept in metrics.jsonl and shown as progress."""
 
-    def save(self, state: State, best: GPT | None = None) -> None:
+    def save(self, state: State, best: GPT | RewardModel | None = None) -> None:
         """Make `state` the point a killed run resumes from; `best`, if given, is the model with the lowest loss."""
 
     @property
     def should_stop(self) -> bool:
         """True once the user has asked to stop; the trainer saves and returns."""
+
+
+class Stage(Protocol):
+    """What a stage has to do with its result; kat.trainers.loop.Task is one."""
+
+    total_steps: int
+
+    def finish(self, model: nn.Module) -> None: ...
+
+
+class Trained(Protocol):
+    """A run that has ended, for run_folder.write_result; kat.trainers.loop.Loop is one. The weights after `best_step`
+    are where run_folder.save_best puts them."""
+
+    @property
+    def model(self) -> GPT | RewardModel: ...
+    @property
+    def task(self) -> Stage: ...
+    @property
+    def world(self) -> World: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    step: int
+    tokens: int
+    validation_losses: list[float]
+    best_step: int | None
+    last: dict[str, float]
 
 
 class Trainer(Protocol):

@@ -6,16 +6,20 @@ anywhere goes on from the newest complete state.
 """
 
 import contextlib
+import copy
 import errno
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from kat.data.encoded import PairData
+from kat.density.schedule import save_schedule
 from kat.errors import EvidenceError, KatError, UsageError
 from kat.model.checkpoint import STATE, read_meta, verify_checkpoint, write_checkpoint
 from kat.model.gpt import GPT
+from kat.model.reward import RewardModel, save_head
 from kat.model.tensors import load_tensors, save_tensors
 from kat.runs.files import (
     hash_file,
@@ -31,12 +35,11 @@ from kat.runs.files import (
 )
 from kat.runs.provenance import new_run_id, now, versions
 from kat.tokenizer.bpe import Tokenizer
-from kat.trainers.protocol import Job, State
-
-if TYPE_CHECKING:
-    from kat.trainers.loop import Loop
+from kat.trainers.protocol import Job, State, Trained
 
 METRICS = "metrics.jsonl"
+PROMPTS = "prompts.json"  # of a reward model: the ids of the prompts it was trained on
+SCHEDULE = "schedule.json"  # which prompt or pair was drawn when
 STATE_FILES = ("tensors.safetensors", "state.json")
 
 
@@ -71,7 +74,7 @@ def save_state(working: Path, state: State) -> None:
             file.unlink()
 
 
-def save_best(working: Path, model: GPT, step: int) -> None:
+def save_best(working: Path, model: GPT | RewardModel, step: int) -> None:
     """Write the weights with the lowest validation loss so far."""
     temporary = working / ".best.safetensors"
     save_tensors(temporary, model.state_dict())
@@ -104,24 +107,34 @@ def state_values(folder: Path) -> dict[str, Any]:
     return values
 
 
-def write_result(job: Job, loop: "Loop", tokenizer: Tokenizer, reason: str) -> None:
-    """Make job.out a checkpoint: the best weights or the last, the last state, the metrics. The workings then go."""
+def write_result(job: Job, loop: Trained, tokenizer: Tokenizer, reason: str) -> None:
+    """Make job.out a checkpoint: the best weights or the last, the last state if the trainer keeps states, the metrics.
+    The workings then go."""
     working = training_folder(job.out)
     last_state = state_folder(working, loop.step)
     model, step = loop.model, loop.step
     if job.settings.keep_best and loop.best_step is not None:
-        model, step = GPT(loop.model.config), loop.best_step
+        model, step = copy.deepcopy(loop.model), loop.best_step
         model.load_state_dict(load_tensors(best_file(working, step)), strict=True)
+    loop.task.finish(model)
     with new_folder(job.out) as temporary:
-        (temporary / STATE).mkdir()
-        for name in STATE_FILES:
-            link_or_copy(last_state / name, temporary / STATE / name)
+        if last_state.is_dir():
+            (temporary / STATE).mkdir()
+            for name in STATE_FILES:
+                link_or_copy(last_state / name, temporary / STATE / name)
         link_or_copy(working / METRICS, temporary / METRICS)
-        write_checkpoint(temporary, model, tokenizer, _meta(job, loop, read_json(working / "job.json"), step, reason))
+        if job.schedule is not None:
+            save_schedule(temporary / SCHEDULE, job.schedule)
+        if isinstance(model, RewardModel):
+            save_head(temporary, model)
+        if isinstance(job.train, PairData):  # an evaluation on any of them is refused
+            write_json(temporary / PROMPTS, sorted(set(job.train.prompts)))
+        gpt = model.gpt if isinstance(model, RewardModel) else model
+        write_checkpoint(temporary, gpt, tokenizer, _meta(job, loop, read_json(working / "job.json"), step, reason))
     remove_folder(working)
 
 
-def _meta(job: Job, loop: "Loop", record: dict[str, Any], step: int, reason: str) -> dict[str, Any]:
+def _meta(job: Job, loop: Trained, record: dict[str, Any], step: int, reason: str) -> dict[str, Any]:
     """kat.json: what the checkpoint is and where it came from."""
     best = job.settings.keep_best and loop.best_step is not None
     return {

@@ -7,7 +7,7 @@ warmup 0, step 0 is the peak. `final` is the share that is reached where step ==
 import math
 from collections.abc import Sequence
 
-from kat.runs.settings import TrainSettings
+from kat.runs.settings import LoopSettings
 
 
 def warmup_share(step: int, warmup: int) -> float:
@@ -57,7 +57,7 @@ def plateau(losses: Sequence[float], factor: float, patience: int, floor: float)
     return share
 
 
-def lr_share(settings: TrainSettings, step: int, total: int, validation_losses: Sequence[float]) -> float:
+def lr_share(settings: LoopSettings, step: int, total: int, validation_losses: Sequence[float]) -> float:
     """The multiplier of every learning rate at this step, `settings.peak` included."""
     s = settings
     match s.schedule:

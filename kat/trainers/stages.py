@@ -12,20 +12,23 @@ from kat.data.choices import AnswerStyle, ChoiceItem
 from kat.data.examples import Conversation, Document, Example
 from kat.data.sources import load_examples
 from kat.data.tokens import TokenData, encode_examples
+from kat.density.schedule import hash_weights
 from kat.errors import KatError, UsageError
 from kat.model.checkpoint import read_config, read_meta, verify_checkpoint
 from kat.model.config import config_fields
 from kat.runs.files import hash_json, new_folder, read_json, remove_folder, write_json
 from kat.runs.provenance import new_run_id, now, versions
-from kat.runs.settings import BaseSettings, TokenizerSettings, TrainSettings
+from kat.runs.settings import BaseSettings, LoopSettings, TokenizerSettings, TrainSettings
 from kat.runtime import World, distributed, pick_device, pick_dtype
 from kat.tokenizer.bpe import Tokenizer, train_tokenizer
+from kat.trainers import preferences
 from kat.trainers.console import RunEvents, say
 from kat.trainers.loop import INTERRUPTED
-from kat.trainers.protocol import Capabilities, Job, Result, load_trainer
+from kat.trainers.protocol import Capabilities, Job, Result, Reward, load_trainer
 from kat.trainers.run_folder import AlreadyDone, claimed, newest_state, state_values, training_folder
 
-FILES = ("validation", "max_bad")  # settings that only decide which rows are read; the hash of the rows says it
+# Settings that name files, of which the job has hashes, or only decide which rows are read, of which it has one too.
+FILES = ("validation", "max_bad", "density", "reward")
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,13 @@ class Request:
     data: tuple[Path, ...]
     out: Path
     init: Path | None
-    settings: TrainSettings
+    settings: LoopSettings
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
     trainer: str = "native"
     max_steps: int | None = None
+    reward: Reward | None = None  # GRPO's; opened by the caller, who may know more of evaluation than a trainer
 
 
 def train_tokenizer_stage(data: Sequence[Path], out: Path, settings: TokenizerSettings, console: Console) -> Path:
@@ -117,7 +121,8 @@ def train(request: Request, console: Console) -> Result:
         if world.is_main and result.stop_reason != INTERRUPTED:
             remove_folder(training_folder(job.out))
     if result.stop_reason == INTERRUPTED:
-        raise Interrupted(f"{request.stage}: interrupted at step {result.step}; run the same command again to go on")
+        then = "go on" if trainer.capabilities().exact_resume else "start it anew"
+        raise Interrupted(f"{request.stage}: interrupted at step {result.step}; run the same command again to {then}")
     say(console, f"{request.stage}: {result.stop_reason}: {job.out}")
     return result
 
@@ -154,7 +159,16 @@ def _claim_together(stack: contextlib.ExitStack, world: World, job: Job, record:
 
 def build_job(request: Request, console: Console) -> Job:
     """Read and encode the data; refuse what cannot work before anything is written."""
+    if request.stage == "reward":
+        return preferences.reward_job(request, starting_checkpoint(request), console)
+    if request.stage == "grpo":
+        return preferences.grpo_job(request, starting_checkpoint(request), console)
+    return _causal_job(request, console)
+
+
+def _causal_job(request: Request, console: Console) -> Job:
     s = request.settings
+    assert isinstance(s, TrainSettings)
     init, tokenizer_folder = _starting_point(request)
     tokenizer = Tokenizer.load(tokenizer_folder)
     context = read_config(init).sequence_len if init else s.sequence_len if isinstance(s, BaseSettings) else 0
@@ -239,6 +253,13 @@ def _starting_point(request: Request) -> tuple[Path | None, Path]:
     raise UsageError(f"--init {init}: not a checkpoint")
 
 
+def starting_checkpoint(request: Request) -> Path:
+    """The checkpoint of --init; a tokenizer alone is none."""
+    init, _ = _starting_point(request)
+    assert init is not None, "only base starts from a tokenizer"
+    return init
+
+
 def with_option_orders(examples: Sequence[Example], orders: int) -> list[Example]:
     """Each multiple-choice item in up to `orders` rotations of its options; other rows once."""
     expanded: list[Example] = []
@@ -266,7 +287,7 @@ def describe_job(job: Job, request: Request) -> dict[str, Any]:
     """What makes two runs the same job; part of job.json and kat.json."""
     parent = read_meta(job.init)["identity"] if job.init else None
     device = pick_device(job.device)
-    described = {
+    described: dict[str, Any] = {
         "stage": job.stage,
         "trainer": request.trainer,
         "parent": parent,
@@ -282,6 +303,12 @@ def describe_job(job: Job, request: Request) -> dict[str, Any]:
             if name not in FILES
         },
     }
+    if job.schedule is not None:
+        described["schedule"] = job.schedule.hash
+    if job.loss_weights is not None:
+        described["loss weights"] = hash_weights(job.train.names, job.loss_weights)
+    if job.reward is not None:
+        described["reward"] = job.reward.identity
     return {
         "job": described,
         "job_hash": hash_json(described),

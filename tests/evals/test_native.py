@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from kat.data.preferences import make_prompt, prompt_row, rows_text
 from kat.evals.bpb import BitsPerByte, Text
 from kat.evals.choices import Choices
 from kat.evals.protocol import DataSource
@@ -15,6 +16,7 @@ from kat.model.backends import open_backend
 from kat.model.checkpoint import save_checkpoint
 from tests.evals import make_items
 from tests.model.helpers import random_model, tiny_tokenizer
+from tests.test_cli import kat
 
 SOURCE = DataSource("made up", "d" * 64)
 
@@ -89,3 +91,27 @@ def _wide(folder, tokenizer):
     model = random_model(vocab_size=tokenizer.vocab_size, sequence_len=512, std=0.0)
     save_checkpoint(folder / "wide", model, tokenizer, {"stage": "base"})
     return open_backend(folder / "wide")
+
+
+def test_diversity_of_two_models_by_the_command(tmp_path, capsys):
+    """Two random models: evaluated, judged by a function, paired."""
+    tokenizer = tiny_tokenizer()
+    for seed in (1, 2):
+        model = random_model(seed, vocab_size=tokenizer.vocab_size, sequence_len=256)
+        save_checkpoint(tmp_path / f"m{seed}", model, tokenizer, {"stage": "sft"})
+    prompts = [make_prompt([{"role": "user", "content": f"Say {i}."}]) for i in range(6)]
+    (tmp_path / "p.jsonl").write_text(rows_text(map(prompt_row, prompts)))
+    flags = ["--data", tmp_path / "p.jsonl", "--embedder", tmp_path / "m1", "--draws", 3, "--max-new-tokens", 12]
+    judge = ["--reward", "tests.evals.test_native:brevity", "--margin", 0.5]
+    models = [tmp_path / "m1", tmp_path / "m2"]
+    code, out, err = kat("--home", tmp_path / "h", "eval", "diversity", *models, *flags, *judge, capsys=capsys)
+    assert code == 0, err
+    assert "6 prompts, 3 answers each" in out and "truncated" in out and "reward" in out and "vendi_across" in out
+    files = (tmp_path / "h" / "evals").glob("*/diversity/samples.jsonl")
+    rows = [row for path in files for row in read_samples(path)]
+    assert len(rows) == 2 * 6 * 3 and len({row.response for row in rows}) > 18  # sampled, not greedy
+    assert all(float(row.slices["reward"]) == brevity([None], [row.response])[0] for row in rows)
+
+
+def brevity(prompts, responses):
+    return [1 / (1 + len(response)) for response in responses]

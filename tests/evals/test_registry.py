@@ -8,7 +8,7 @@ import pytest
 
 from kat.errors import UsageError
 from kat.evals import registry
-from kat.evals.registry import get_suite, suite_names
+from kat.evals.registry import BUILT_IN, get_suite, suite_names
 from tests.evals import make_items
 
 
@@ -36,7 +36,7 @@ def test_the_built_in_suites_read_any_multiple_choice_file(tmp_path, name):
 
 def test_a_plug_in_is_loaded_and_given_its_data(plugin):
     plugin(("mine", "some_plugin:make"))
-    assert suite_names() == ["scienceqa", "choices", "choices-text", "bpb", "mine"]
+    assert suite_names() == [*BUILT_IN, "mine"]
     assert get_suite("mine")("file", width=2) == ("file", {"width": 2})
 
 

@@ -16,7 +16,7 @@ from kat.model.gpt import GPT, IGNORE
 from kat.model.stability import InstabilityError
 from kat.runs.settings import TrainSettings
 from kat.runtime import World
-from kat.trainers.loop import Loop, micro_batches
+from kat.trainers.loop import Loop, Task, micro_batches
 from kat.trainers.native import CausalTask
 from kat.trainers.stages import build_job
 from tests.model.helpers import random_ids, random_model, transformers_twin
@@ -25,8 +25,10 @@ from tests.trainers.helpers import Console, meta, metrics, request, run, sft_req
 CPU = torch.device("cpu")
 
 
-class Scripted:
+class Scripted(Task):
     """A task on given rows, `micro` of them at a time."""
+
+    unit, expected = "supervised tokens", "ln V = 4.5747"
 
     def __init__(self, ids: torch.Tensor, targets: torch.Tensor, micro: int, total_steps: int = 3) -> None:
         self.rows = [{"ids": ids[i : i + micro], "targets": targets[i : i + micro]} for i in range(0, len(ids), micro)]
@@ -48,7 +50,7 @@ class Scripted:
     def cursor(self):
         return {"at": self.at}
 
-    def seek(self, cursor) -> None:
+    def seek(self, cursor, tensors) -> None:
         self.at = cursor["at"]
 
 

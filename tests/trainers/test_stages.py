@@ -182,7 +182,7 @@ def test_where_a_stage_may_start(tmp_path: Path) -> None:
         (replace(request(tmp_path), init=None), "base: --init is missing; give a tokenizer folder"),
         (sft_request(tmp_path, init, row_len=49), "row_len 49 is longer than the model's context of 48 tokens"),
         (replace(sft_request(tmp_path, init), trainer="nobody"), "--trainer nobody: unknown"),
-        (replace(sft_request(tmp_path, init), stage="grpo"), "--trainer native: does not train grpo"),
+        (replace(sft_request(tmp_path, init), stage="dpo"), "--trainer native: does not train dpo"),
         (replace(sft_request(tmp_path, init), device="nowhere"), "--device nowhere"),
         (replace(sft_request(tmp_path, init), dtype="int8"), "dtype 'int8'"),
         (replace(sft_request(tmp_path, init), seed=-1), "--seed -1: give a whole number"),
