@@ -73,7 +73,7 @@ def model() -> dict[str, Any]:
     }
 
 
-def training() -> dict[str, Any]:
+def training(device: str = "cpu") -> dict[str, Any]:
     """The loss of each of 20 steps of base training with Muon."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -88,7 +88,7 @@ def training() -> dict[str, Any]:
             folder / "base",
             folder / "tokenizer",
             settings,
-            device="cpu",
+            device=device,
         )
         train(request, Console(quiet=True))
         load_checkpoint(folder / "base")

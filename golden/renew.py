@@ -1,4 +1,4 @@
-"""Compute the golden files again, show what changed, write them: `make golden`."""
+"""Compute the golden files and the published schemas again, show what changed, write them: `make golden`."""
 
 import json
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from golden import schemas
 from golden.cases import CASES, TOLERANCE, differences
 
 
@@ -19,6 +20,9 @@ def main() -> None:
         for line in lines[:20]:
             print(f"  {line}")
         path.write_text(json.dumps(fresh, indent=1, ensure_ascii=False) + "\n")
+    schemas.FOLDER.mkdir(exist_ok=True)
+    for name, schema in schemas.schemas().items():
+        (schemas.FOLDER / f"{name}.json").write_text(json.dumps(schema, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

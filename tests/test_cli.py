@@ -24,6 +24,12 @@ def test_help_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_report_imports_nothing_heavy_that_it_may_not_need() -> None:
+    heavy = "{'torch', 'pandas', 'sklearn'}"
+    code = f"import sys; import kat.audit.report, kat.audit.find; sys.exit(len({heavy} & {{*sys.modules}}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert kat("--version", capsys=capsys) == (0, f"kat {__version__}\n", "")
     code, out, _ = kat("--help", capsys=capsys)

@@ -11,13 +11,28 @@ from kat.runs.schemas import Metric
 MONO = ("model hash", "evaluation", "run id", "data", "data hash", "protocol hash", "checkpoint")
 
 
+EFFECT = {
+    "odds": "Effect: items that B gains for each one that it loses.",
+    "standardised": "Effect: the mean difference of an item over the standard deviation of these differences.",
+}
+
+
+def effect(one: Comparison) -> str:
+    """``3.1 : 1``, ``1 : 2.4`` or ``0.21 sd``; a dash where there is none."""
+    if one.effect is None:
+        return "–"
+    if one.effect_kind == "standardised":
+        return f"{one.effect:.2f} sd".replace("-", "−")
+    return f"{one.effect:.1f} : 1" if one.effect >= 1 else f"1 : {1 / one.effect:.1f}"
+
+
 def parsing(audit: Audit) -> Section:
     blocks: list[Block] = []
     if audit.secondary:
         blocks.append(
             Table(
                 "Secondary measures, p adjusted for their number",
-                ("measure", "A", "B", "B − A, points", "95 % interval", "p", "adjusted"),
+                ("measure", "A", "B", "B − A, points", "95 % interval", "effect", "p", "adjusted"),
                 tuple(_secondary_row(one) for one in audit.secondary),
                 note=audit.secondary[0].adjustment,
             )
@@ -41,6 +56,7 @@ def _secondary_row(one: Comparison) -> tuple[Cell, ...]:
         Cell(percent(one.b.estimate), "b"),
         Cell(points(found.estimate)),
         Cell(interval(found.low, found.high, signed=True)),
+        Cell(effect(one)),
         Cell(bare_p(found.p)),
         Cell(adjusted),
     )

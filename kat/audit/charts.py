@@ -142,7 +142,10 @@ def curve_chart(panels: Sequence[tuple[str, Sequence[Line]]], *, title: str, uni
             body.append(f'<text class="tick end" x="{left - 8:.1f}" y="{y + 4:.1f}">{_tick(tick, ticks, False)}</text>')
         for tick in across:
             if min(steps) <= tick <= max(steps):
-                body.append(f'<text class="tick" x="{scale(tick):.1f}" y="{top + height + 17:.1f}">{tick:,.0f}</text>')
+                role = "tick end" if scale(tick) > WIDTH - 16 else "tick"
+                body.append(
+                    f'<text class="{role}" x="{scale(tick):.1f}" y="{top + height + 17:.1f}">{tick:,.0f}</text>'
+                )
         body.append(f'<text class="tick" x="{left + width / 2:.1f}" y="{top + height + 34:.1f}">{escape(unit)}</text>')
         body += [_line(line, scale, vertical) for line in lines]
     return _svg(WIDTH, top + height + 42, body, title, name)

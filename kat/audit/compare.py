@@ -59,6 +59,8 @@ def compare(
         b_only=found.gained,
         both=int(((np.abs(a - b) <= 1e-12) & (a > 0)).sum()),
         neither=int(((np.abs(a - b) <= 1e-12) & (a == 0)).sum()),
+        effect=_effect(found),
+        effect_kind="odds" if score_type == "binary" else "standardised",
         p_exact=exact,
         sentence=_sentence(found),
     ), found
@@ -75,6 +77,14 @@ def _sentence(found: stats_result.Comparison) -> str:
         f"points, {percent(gap.level, 0)} interval {interval(gap.low, gap.high, signed=True)} ({gap.method}), "
         f"{p_value(found.p)} ({found.test.method}), over {units}."
     )
+
+
+def _effect(found: stats_result.Comparison) -> float | None:
+    """Binary scores: how many items B gains for one that it loses, the odds ratio of matched pairs. Bounded scores:
+    the mean difference over its standard deviation. None where that is 0/0 or infinite."""
+    if found.score_type == "binary":
+        return found.gained / found.lost if found.lost and found.gained else None
+    return found.difference.estimate / found.sd if found.sd > 0 else None
 
 
 def _metric(scores: np.ndarray, score_type: ScoreType, clusters: np.ndarray) -> Metric:

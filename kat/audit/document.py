@@ -1,8 +1,10 @@
 """The report as a list of sections: audit.md and audit.html draw this list and nothing else."""
 
 from kat.audit.appendix import (
+    EFFECT,
     configuration,
     contamination,
+    effect,
     extraction,
     flips,
     parsing,
@@ -11,9 +13,11 @@ from kat.audit.appendix import (
     slices,
     training,
 )
+from kat.audit.attempts import attempts
 from kat.audit.blocks import Block, Cell, Figure, Para, Section, Table
 from kat.audit.charts import Mark, interval_chart
 from kat.audit.schema import Audit, Baseline, Comparison, Difference
+from kat.audit.steady import steady
 from kat.audit.verified import verified
 from kat.audit.words import bare_p, count, interval, percent, points
 from kat.runs.schemas import Metric
@@ -28,10 +32,12 @@ def sections(audit: Audit) -> list[Section]:
         extraction(audit),
         contamination(audit),
         similarity(audit),
+        steady(audit),
         slices(audit),
         flips(audit),
         training(audit),
         verified(audit),
+        attempts(audit),
         configuration(audit),
         provenance(audit),
         Section("How this was computed", "methods", tuple(Para(text) for text in audit.methods)),
@@ -85,9 +91,9 @@ def _result(audit: Audit) -> Section:
             Figure("Differences with their 95 % intervals. Right of zero, B is higher.", svg),
             Table(
                 f"{primary.label} of both models and their paired difference",
-                ("unit", "A", "B", "B − A, points", "95 % interval", "p", "test"),
+                ("unit", "A", "B", "B − A, points", "95 % interval", "effect", "p", "test"),
                 tuple(rows),
-                note=_unit_note(audit),
+                note=f"{_unit_note(audit)} {EFFECT[primary.effect_kind]}",
             ),
             outcomes,
             Para(_seen_sentence(audit)),
@@ -108,7 +114,9 @@ def _unit_note(audit: Audit) -> str:
 def _seen_sentence(audit: Audit) -> str:
     seen = audit.seen
     if seen.effect is None:
-        first = "No smallest detectable difference can be given: the two models differ on no item."
+        differ = audit.primary.a_only + audit.primary.b_only
+        why = f"the two models differ on {count(differ, 'item')} only" if differ else "the two models differ on no item"
+        first = f"No smallest detectable difference can be given: {why}."
     else:
         first = (
             f"What could have been seen: with {count(audit.n_items, 'item')} a true difference of "
@@ -131,6 +139,7 @@ def _comparison_row(one: Comparison, found: Difference, unit: str) -> tuple[Cell
         Cell(percent(one.b.estimate), "b"),
         Cell(points(found.estimate)),
         Cell(interval(found.low, found.high, signed=True)),
+        Cell(effect(one)),
         Cell(bare_p(found.p)),
         Cell(found.test),
     )

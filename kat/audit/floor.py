@@ -89,8 +89,8 @@ def floor(rule: Rule, data: Table) -> Baseline:
         label=rule.name[:1].upper() + rule.name[1:],
         description=rule.description,
         score=score,
-        a_above=difference(compare_paired(rule.scores, data.a, kind, data.clusters)),
-        b_above=difference(compare_paired(rule.scores, data.b, kind, data.clusters)),
+        a_above=difference(compare_paired(rule.scores, data.a, kind, data.clusters, seen=False)),
+        b_above=difference(compare_paired(rule.scores, data.b, kind, data.clusters, seen=False)),
         needs_no_model=rule.needs_no_model,
     )
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from xml.etree import ElementTree
 
-from kat.audit.gate import GateResult
+from kat.audit.gate_schema import GateResult
 from kat.audit.render_md import text
 from kat.audit.words import count, interval, percent, points, visible
 

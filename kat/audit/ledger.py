@@ -9,13 +9,13 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from kat.errors import EvidenceError, UsageError
-from kat.runs.files import canonical_json
+from kat.runs.files import canonical_json, hash_json
 from kat.runs.provenance import now
 
 LEDGER_SCHEMA = "kat.ledger/1"
@@ -55,6 +55,22 @@ class Ledger:
             raise UsageError(f"{self.path}: cannot write the attempt ({error.strerror}); make room") from None
         self.rows.append(row)
         self._last = hashlib.sha256(line).hexdigest()
+
+
+def items_hash(items: Iterable[tuple[str, str]]) -> str:
+    """The data of an attempt: sha256 over the content hashes of its items, given as (item_hash, item_id)."""
+    return hash_json(sorted(item_hash for item_hash, _ in items))
+
+
+def read_ledger(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ledger, none where there is no file yet. EvidenceError where its chain is broken."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the ledger ({error.strerror})") from None
+    return _read(path, data)[0]
 
 
 @contextlib.contextmanager

@@ -29,6 +29,12 @@ class Evidence:
     results: Results
     items: dict[ItemKey, tuple[Sample, ...]]
 
+    @property
+    def recorded(self) -> bool:
+        """Whether the rows are responses that somebody recorded; their identity is the text's, not the weights'."""
+        backend = self.results.protocol.get("backend")
+        return isinstance(backend, dict) and backend.get("name") == "recorded"
+
     def score(self, key: ItemKey) -> float:
         """The item's score: the mean over its rows (one row, or one per rotation or draw)."""
         return fmean(row.score for row in self.items[key])

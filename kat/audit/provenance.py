@@ -6,7 +6,7 @@ from typing import Any
 from kat.audit.load import Evidence
 from kat.audit.schema import Provenance
 from kat.errors import EvidenceError
-from kat.model.checkpoint import VERSION_KEYS
+from kat.model.config import VERSION_KEYS
 from kat.runs.files import read_json
 
 LEFT_OUT = ("schema", "files", "identity", "versions", "tensors")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from kat.audit import compare as comparing
+from kat.audit.attempts import read_attempts
 from kat.audit.curves import read_curves
 from kat.audit.extractors import extractors
 from kat.audit.floor import Rule, contaminated, floor, likeness, rules
@@ -15,7 +16,20 @@ from kat.audit.provenance import provenance
 from kat.audit.questions import find_items
 from kat.audit.render_html import render_html
 from kat.audit.render_md import render_md
-from kat.audit.schema import AUDIT_SCHEMA, Arm, Audit, Baseline, Comparison, Curve, Flip, Provenance, Side, Verified
+from kat.audit.schema import (
+    AUDIT_SCHEMA,
+    Arm,
+    Attempts,
+    Audit,
+    Baseline,
+    Comparison,
+    Curve,
+    Flip,
+    Provenance,
+    Side,
+    Verified,
+)
+from kat.audit.steady import steadiness
 from kat.audit.table import Table, table
 from kat.audit.unparsed import decomposition
 from kat.audit.unparsed import sensitivity as sensitivity_of
@@ -42,6 +56,7 @@ def audit(
     twin: Path | None = None,
     checkpoints: tuple[Path, Path] | None = None,
     verify: Path | None = None,
+    policy: Path | None = None,
     protocol_is_treatment: bool = False,
 ) -> Audit:
     """Compare the evaluations in the folders `a` (baseline) and `b` (candidate); write the report into `out`.
@@ -49,7 +64,8 @@ def audit(
     `data` is the evaluated file or its items (default: the file that results.json names, if it is still there);
     `train_items` are the training questions, which the baselines that learn and the split by likeness need; `twin` is
     the evaluation of an untrained model of the same shape; `checkpoints` are the folders of both models, for their
-    training curves and provenance; `verify` is what `kat verify --json` wrote. `out` None writes nothing. Raises
+    training curves and provenance; `verify` is what `kat verify --json` wrote; `policy` a gate's, whose ledger holds
+    the attempts so far. `out` None writes nothing. Raises
     :class:`EvidenceError` for evidence that must not be trusted and :class:`UsageError` for a suite without an accuracy
     or a folder that cannot be written.
     """
@@ -60,7 +76,8 @@ def audit(
     curves = {} if checkpoints is None else {"A": read_curves(checkpoints[0]), "B": read_curves(checkpoints[1])}
     items, why_not = find_items(paired, data)
     verified = read_verified(verify) if verify is not None else None
-    found = _audit(paired, items, why_not, train_items, _twin(paired, twin), facts, curves, verified)
+    tried = read_attempts(policy, paired) if policy is not None else None
+    found = _audit(paired, items, why_not, train_items, _twin(paired, twin), facts, curves, verified, tried)
     if out is not None:
         write_report(found, Path(out))
     return found
@@ -93,6 +110,7 @@ def _audit(
     facts: list[Provenance],
     curves: dict[str, list[Curve]],
     verified: Verified | None,
+    tried: Attempts | None,
 ) -> Audit:
     data = table(paired)
     primary, tested = comparing.compare("accuracy", "Accuracy", data.a, data.b, data.score_type, data.clusters)
@@ -100,6 +118,7 @@ def _audit(
     baselines, not_computed = _baselines(paired, data, items, why_not, train_items, twin)
     sensitivity = sensitivity_of(paired, data)
     prompts = _prompts(paired)
+    recorded = all(one.recorded for one in (paired.a, paired.b))
     slices, left_out = comparing.slices(paired, data)
     contamination = contaminated(data, items, train_items)
     similarity, similarity_note = likeness(data, items, why_not, train_items)
@@ -116,16 +135,26 @@ def _audit(
         n_items=len(paired.items),
         n_clusters=data.n_clusters,
         bit_identical=paired.same_model,
+        recorded=recorded,
         prompts=prompts,
         notes=[*paired.notes, *(f"Declared difference of protocol: {one}." for one in paired.protocol_differences)],
         a=_arm("A", paired.a),
         b=_arm("B", paired.b),
         verdict=verdict(
-            primary, tested, seen, baselines, same_model=paired.same_model, sensitivity=sensitivity, prompts=prompts
+            primary,
+            tested,
+            seen,
+            baselines,
+            same_model=paired.same_model,
+            recorded=recorded,
+            sensitivity=sensitivity,
+            prompts=prompts,
         ),
         primary=primary,
         seen=seen,
         secondary=comparing.secondary(paired, data),
+        attempts=tried,
+        steady=steadiness(paired),
         decomposition=decomposition(paired, data),
         sensitivity=sensitivity,
         extractors=extractors(paired, data),

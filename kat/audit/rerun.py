@@ -13,9 +13,9 @@ from kat.audit.load import Evidence
 from kat.audit.words import count
 from kat.errors import EvidenceError, UsageError
 from kat.evals.asking import Planned, ask
+from kat.evals.plan import score_item
 from kat.evals.protocol import Stamp, Suite, expected_keys, full_protocol, item_seed, protocol_hash, sample_key
 from kat.evals.registry import get_suite
-from kat.evals.runner import score_item
 from kat.runs.schemas import Sample
 
 UNVERIFIED = "consistent, not verified"

@@ -69,6 +69,8 @@ class Comparison(_Part):
     b_only: int = Field(description="items on which B's score is higher")
     both: int = Field(description="items on which the scores are equal and not 0")
     neither: int = Field(description="items on which both score 0")
+    effect: float | None = Field(description="odds of B among the items that one has right, or mean over sd; or null")
+    effect_kind: Literal["odds", "standardised"]
     p_exact: float | None = Field(None, description="exact McNemar, binary scores only")
     p_adjusted: float | None = None
     adjustment: str | None = None
@@ -217,6 +219,52 @@ class Verified(_Part):
     findings: list[Checked]
 
 
+class Batches(_Part):
+    """The share of items whose answer changes between two batch sizes, of those that were asked in both."""
+
+    batch_size: int
+    again_in: int
+    flipped: Metric
+
+
+class Letters(_Part):
+    """One letter: how often it is right, and how often A and B give it, as shares of all rows."""
+
+    letter: str
+    right: float
+    a: float
+    b: float
+
+
+class Steady(_Part):
+    """How repeatable the answers of each model are; null where it was not measured or does not apply."""
+
+    batches_a: Batches | None
+    batches_b: Batches | None
+    rotation_a: Metric | None = Field(description="share of items with the same best option in every rotation")
+    rotation_b: Metric | None
+    letters: list[Letters]
+
+
+class Attempt(_Part):
+    """One attempt at the gate: the identities of the weights on both sides (one for each seed) and the outcome."""
+
+    time: str
+    a: list[str]
+    b: list[str]
+    outcome: str
+
+
+class Attempts(_Part):
+    """The gate's attempts on one policy and these items; `kept` is false where the policy declares no ledger."""
+
+    policy_hash: str
+    data_hash: str
+    kept: bool
+    attempts: list[Attempt]
+    under_other_policies: int
+
+
 class Verdict(_Part):
     """One sentence, one colour, and what qualifies it."""
 
@@ -239,6 +287,7 @@ class Audit(_Part):
     n_items: int
     n_clusters: int
     bit_identical: bool
+    recorded: bool = Field(description="both models are responses that somebody recorded")
     prompts: str
     notes: list[str]
     a: Arm
@@ -247,6 +296,8 @@ class Audit(_Part):
     primary: Comparison
     seen: Seen
     secondary: list[Comparison]
+    attempts: Attempts | None = Field(description="null where no policy was given")
+    steady: Steady
     decomposition: Decomposition | None
     sensitivity: Sensitivity | None
     extractors: list[Extractor]

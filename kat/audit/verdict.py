@@ -22,6 +22,7 @@ def verdict(
     baselines: Sequence[Baseline],
     *,
     same_model: bool,
+    recorded: bool,
     sensitivity: Sensitivity | None,
     prompts: str,
 ) -> Verdict:
@@ -33,7 +34,7 @@ def verdict(
     )
     notes = _qualifications(primary, baselines, sensitivity, prompts)
     if same_model:
-        return _same_model(primary, figures, notes)
+        return _same_model(primary, figures, notes, "the same responses" if recorded else "the same weights")
     shown = found.direction != "not shown" and gap.p < 0.05
     if not shown:
         sentence = _open(primary, figures, seen)
@@ -52,12 +53,12 @@ def verdict(
     return Verdict(colour="better" if higher == "B" else "worse", word=word, sentence=sentence, qualifications=notes)
 
 
-def _same_model(primary: Comparison, figures: str, notes: list[str]) -> Verdict:
+def _same_model(primary: Comparison, figures: str, notes: list[str], what: str) -> Verdict:
     if primary.a_only == primary.b_only == 0:
-        sentence = "Both runs evaluated the same weights, bit for bit, and every item scored the same."
+        sentence = f"Both runs evaluated {what}, bit for bit, and every item scored the same."
         return Verdict(colour="identical", word="Bit-identical", sentence=sentence, qualifications=notes)
     sentence = (
-        f"Both runs evaluated the same weights, bit for bit, yet {count(primary.a_only + primary.b_only, 'item')} "
+        f"Both runs evaluated {what}, bit for bit, yet {count(primary.a_only + primary.b_only, 'item')} "
         f"scored otherwise ({figures}): what differs is the evaluation, not the model."
     )
     return Verdict(colour="inconclusive", word="Bit-identical weights", sentence=sentence, qualifications=notes)
@@ -65,7 +66,8 @@ def _same_model(primary: Comparison, figures: str, notes: list[str]) -> Verdict:
 
 def _open(primary: Comparison, figures: str, seen: Seen) -> str:
     if seen.effect is None:
-        could = "No true difference could have been found reliably, so alike are the answers."
+        few = f"they differ on {count(primary.a_only + primary.b_only, 'item')} of {primary.by_item.n:,}"
+        could = f"No true difference could have been found reliably: {few}."
     else:
         chance = percent(seen.power, 0)
         could = f"A true difference of {100 * seen.effect:.1f} points would have been found {chance} of the time."

@@ -14,12 +14,15 @@ def audit(
     b: Annotated[str | None, typer.Argument(help="Candidate.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.json, audit.md, audit.html.")] = None,
     suite: Annotated[str, typer.Option(help="Which evaluation, where A and B are checkpoints.")] = "scienceqa",
-    data: Annotated[Path | None, typer.Option(help="The evaluated file, where it has moved.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The evaluated file, where it has moved; with --counts, for chance.")
+    ] = None,
     train: Annotated[
         list[Path] | None, typer.Option("--train", help="Training rows: baselines that learn, similarity.")
     ] = None,
     twin: Annotated[str | None, typer.Option(help="Evaluation (or checkpoint) of the untrained twin.")] = None,
     verify: Annotated[Path | None, typer.Option(help="What `kat verify --json` wrote about the code behind B.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="A gate's policy: its attempts on these items are shown.")] = None,
     counts: Annotated[
         tuple[str, str] | None, typer.Option("--counts", help="Two of right/parsed/asked, instead of A and B.")
     ] = None,
@@ -28,7 +31,7 @@ def audit(
     if counts is not None:
         if a or b:
             raise UsageError("kat audit: give A and B, or --counts, not both")
-        _counts(*counts)
+        _counts(*counts, data)
         return
     if not a or not b:
         raise UsageError("kat audit: name the baseline and the candidate, or give --counts")
@@ -55,17 +58,25 @@ def audit(
         train_items=items,
         twin=find_evaluation(twin, suite, home).evals if twin else None,
         verify=verify,
+        policy=policy,
         checkpoints=(known[0], known[1]) if known[0] and known[1] else None,
     )
     typer.echo(f"{found.verdict.word}. {found.verdict.sentence}")
     typer.echo(f"{folder / 'audit.html'}")
 
 
-def _counts(a: str, b: str) -> None:
+def _counts(a: str, b: str, data: Path | None) -> None:
     from kat.stats.counts import audit_counts
 
-    for sentence in audit_counts(_three(a), _three(b)).sentences():
+    found = audit_counts(_three(a), _three(b))
+    for sentence in found.sentences():
         typer.echo(sentence)
+    if data is not None:
+        from kat.evals.baselines import chance
+        from kat.evals.sources import load_choice_items
+
+        items, _ = load_choice_items(data, text_only=False)
+        typer.echo(found.beside_chance(float(chance(items).scores.mean()), len(items)))
 
 
 def _three(text: str) -> tuple[int, int, int]:

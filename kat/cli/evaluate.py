@@ -36,6 +36,9 @@ def evaluate(
     ] = None,
     model_name: Annotated[str | None, typer.Option("--model-name", help="What to call the recorded model.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    batch_check: Annotated[
+        int, typer.Option("--batch-check", min=0, help="Ask so many items again in batches of another size.")
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
     embedder: Annotated[
         str | None, typer.Option(help="diversity: minilm (default) or a checkpoint; one and the same for all models.")
@@ -75,23 +78,21 @@ def evaluate(
         significance(models or [], out, density)
         return
     factory = with_options(suite, get_suite(suite), options | {"density": density})
-    pairable = suite == "diversity" and responses is None
+    if responses is not None:
+        if models:
+            raise UsageError("kat eval: give models or --responses, not both")
+        if batch_check:
+            raise UsageError("--batch-check: recorded responses cannot be asked again; leave it out")
+        _recorded(suite, factory, data, responses, model_name, out, home, limit, seed)
+        return
+    pairable = suite == "diversity"
     done = {name: Path(name) for name in models or [] if pairable and (Path(name) / RESULTS).is_file()}
     if not models or len(done) < len(models):
-        if responses is not None:
-            from kat.evals.recorded import load_answered
-
-            loaded = load_answered(factory, data, responses)
-        else:
-            needed = inspect.signature(factory).parameters.get("data")
-            if data is None and needed is not None and needed.default is inspect.Parameter.empty:
-                raise UsageError(f"kat eval {suite}: name its rows with --data")
-            loaded = factory(data) if data else factory()
-        for note in getattr(loaded, "notes", ()):
-            typer.echo(f"{suite}: {note}", err=True)
-    if responses is not None:
-        _recorded(loaded, responses, model_name, models, out, home, limit, seed)
-        return
+        needed = inspect.signature(factory).parameters.get("data")
+        if data is None and needed is not None and needed.default is inspect.Parameter.empty:
+            raise UsageError(f"kat eval {suite}: name its rows with --data")
+        loaded = factory(data) if data else factory()
+        _say_notes(suite, loaded)
     if not models:
         raise UsageError("kat eval: name at least one model, or give --responses")
     if out is not None and len(models) > 1:
@@ -99,7 +100,7 @@ def evaluate(
     for name in models:
         if name not in done:
             model, short = resolve_model(name, home), short_name(name, home)
-            done[name] = _run(loaded, model, short, out, home, limit, seed, batch_size, device)
+            done[name] = _run(loaded, model, short, out, home, limit, seed, batch_size, batch_check, device)
     if pairable and len(models) > 1:
         from kat.cli.diversity import show_comparisons
 
@@ -125,6 +126,7 @@ def _run(
     limit: int | None,
     seed: int,
     batch: int,
+    batch_check: int,
     device: str,
 ) -> Path:
     from rich.console import Console
@@ -143,27 +145,40 @@ def _run(
     folder = out or default_folder(home, backend.identity, suite.name)
     with item_progress(Console(stderr=True), f"{suite.name} {name}") as progress:
         results = run_suite(
-            suite, backend, folder, limit=limit, seed=seed, batch_size=batch, progress=progress, model=name
+            suite,
+            backend,
+            folder,
+            limit=limit,
+            seed=seed,
+            batch_size=batch,
+            batch_check=batch_check,
+            progress=progress,
+            model=name,
         )
     show(results, folder)
     return folder
 
 
+def _say_notes(name: str, suite: Any) -> None:
+    for note in getattr(suite, "notes", ()):
+        typer.echo(f"{name}: {note}", err=True)
+
+
 def _recorded(
-    suite: Any,
+    name: str,
+    factory: Any,
+    data: Path | None,
     responses: Path,
     model_name: str | None,
-    models: list[str] | None,
     out: Path | None,
     home: Path,
     limit: int | None,
     seed: int,
 ) -> None:
-    from kat.evals.recorded import read_responses, run_recorded
+    from kat.evals.recorded import load_answered, run_recorded
 
-    if models:
-        raise UsageError("kat eval: give models or --responses, not both")
-    recorded = read_responses(responses, suite)
+    suite, recorded = load_answered(factory, data, responses)
+    _say_notes(name, suite)
     folder = out or default_folder(home, recorded.identity, suite.name)
     results = run_recorded(suite, recorded, folder, model=model_name or responses.name, limit=limit, seed=seed)
     if recorded.unknown:
@@ -182,6 +197,9 @@ def show(results: "Results", folder: Path) -> None:
     for name, m in results.metrics.items():
         mark = "*" if name == results.primary else " "
         typer.echo(f" {mark}{name:28s} {m.estimate:8.4f}  [{m.low:.4f}, {m.high:.4f}]  {m.method}")
+    if results.batch_check is not None:
+        check = results.batch_check
+        typer.echo(f"  {check.n_flipped:,} of {check.n:,} items answer otherwise in batches of {check.again_in}")
     if results.n_over_context:
         typer.echo(f"  {results.n_over_context:,} prompts are longer than the context that the model is made for")
     typer.echo(f"  {folder}")

@@ -10,6 +10,7 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kat.data.letters import extract
 
@@ -75,10 +76,10 @@ def lm_eval_multi_choice(text: str, choices: Sequence[str]) -> str | None:
     bracketed = re.findall(r"\(([A-Z])\)", text)
     if bracketed:
         return bracketed[-1]
-    plain = [_without_punctuation(choice) for choice in choices]
-    texts = re.findall("|".join(re.escape(choice) for choice in plain), _without_punctuation(text))
-    if texts and texts[-1]:
-        return string.ascii_uppercase[plain.index(texts[-1])]
+    plain = _plain(tuple(choices))
+    last = _last_of(plain, _without_punctuation(text))
+    if last:
+        return string.ascii_uppercase[plain.index(last)]
     after_colon = re.findall(rf":\s*([{_offered(choices)}])", text)
     return after_colon[-1] if after_colon else None
 
@@ -132,9 +133,35 @@ STRATEGIES = {
 }
 
 
+def _last_of(words: Sequence[str], text: str) -> str:
+    """The last match of "word|word|…" as a pattern would find them, from left to right and without overlap; "" if none.
+
+    Searched without a pattern, as compiling one for every item took longer than all the rest of a report.
+    """
+    if "" in words:
+        found = re.findall("|".join(map(re.escape, words)), text)
+        return found[-1] if found else ""
+    at = {word: text.find(word) for word in words}
+    last, end = "", 0
+    while there := [(place, i) for i, word in enumerate(words) if (place := at[word]) >= 0]:
+        place, i = min(there)
+        last, end = words[i], place + len(words[i])
+        at = {word: text.find(word, end) if 0 <= old < end else old for word, old in at.items()}
+    return last
+
+
 def _offered(choices: Sequence[str]) -> str:
     return string.ascii_uppercase[: len(choices)]
 
 
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
 def _without_punctuation(text: str) -> str:
-    return text.lower().translate(str.maketrans("", "", string.punctuation)).strip()
+    return text.lower().translate(NO_PUNCTUATION).strip()
+
+
+@lru_cache(maxsize=8192)
+def _plain(choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Both models answer the same items, so each item's options come twice."""
+    return tuple(map(_without_punctuation, choices))

@@ -7,12 +7,15 @@ interval and be compared with a model, paired, like any other score.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from kat.data.choices import ChoiceItem
 from kat.errors import UsageError
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 BLOCK = 256  # rows of the item × training-question similarity matrix that are dense at a time
 
@@ -114,8 +117,10 @@ def _similarities(train: Sequence[ChoiceItem], items: Sequence[ChoiceItem]) -> I
         yield (asked[start : start + BLOCK] @ trained).toarray()
 
 
-def _vectorizer(texts: Sequence[str]) -> TfidfVectorizer:
+def _vectorizer(texts: Sequence[str]) -> "TfidfVectorizer":
     """TF-IDF over all words; the added "_" only keeps the vocabulary from being empty."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # here: a quarter of a second that few reports need
+
     return TfidfVectorizer(token_pattern=r"(?u)\b\w+\b").fit([*texts, "_"])
 
 

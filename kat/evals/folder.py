@@ -1,5 +1,6 @@
 """A folder of evidence: refuse rows of anything else in it, and close it with results.json."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ from kat.evals.protocol import Key, Suite, protocol_hash, sample_key
 from kat.evals.store import RESULTS, SAMPLES, one_fault
 from kat.runs.files import read_json, write_json
 from kat.runs.provenance import new_run_id, now, versions
-from kat.runs.schemas import RESULTS_SCHEMA, Results, Sample
+from kat.runs.schemas import RESULTS_SCHEMA, BatchCheck, Metric, Results, Sample
+
+CLOSE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,15 @@ def check_folder(out: Path, identity: Identity, plan: Sequence[Planned], rows: S
     return before
 
 
-def finish(out: Path, identity: Identity, rows: list[Sample], before: Results | None, *, changed: bool) -> Results:
+def finish(
+    out: Path,
+    identity: Identity,
+    rows: list[Sample],
+    before: Results | None,
+    *,
+    changed: bool,
+    check: BatchCheck | None = None,
+) -> Results:
     """Summarise the rows and write results.json; a folder to which nothing was added keeps its run_id and its date."""
     suite = identity.suite
     results = Results(
@@ -81,6 +92,7 @@ def finish(out: Path, identity: Identity, rows: list[Sample], before: Results | 
         n_unparsed=sum(row.extracted is None for row in rows if row.expected is not None),
         n_dropped_rows=suite.n_dropped,
         n_over_context=identity.n_over_context,
+        batch_check=check,
         limit=identity.limit,
         seed=identity.seed,
         data=suite.data,
@@ -95,16 +107,30 @@ def finish(out: Path, identity: Identity, rows: list[Sample], before: Results | 
         versions=versions(),
     )
     if before is not None and not changed:
-        if before.metrics != results.metrics or before.n_items != results.n_items:
+        if before.n_items != results.n_items or not _alike(before.metrics, results.metrics):
             raise EvidenceError(
                 f"{out / RESULTS}: its figures do not follow from {SAMPLES}; evaluate into a new folder"
             )
-        return before
+        if check == before.batch_check:
+            return before
     try:
         write_json(out / RESULTS, results.model_dump(by_alias=True))
     except OSError as error:
         raise UsageError(f"{out / RESULTS}: cannot write ({error.strerror}); make room and run again") from None
     return results
+
+
+def _alike(before: dict[str, Metric], now: dict[str, Metric]) -> bool:
+    """Whether the figures are the same up to what another version of scipy may change in their last digits."""
+    return before.keys() == now.keys() and all(
+        math.isclose(old, new, rel_tol=0.0, abs_tol=CLOSE)
+        for name in now
+        for old, new in zip(_ends(before[name]), _ends(now[name]), strict=True)
+    )
+
+
+def _ends(metric: Metric) -> tuple[float, float, float]:
+    return metric.estimate, metric.low, metric.high
 
 
 def load_results(path: Path) -> Results:

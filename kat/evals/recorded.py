@@ -16,6 +16,7 @@ from kat.data.rows import RowError, load_rows
 from kat.errors import EvidenceError, UsageError
 from kat.evals.asking import Planned
 from kat.evals.folder import Identity, check_folder, finish
+from kat.evals.plan import choose, score_item
 from kat.evals.protocol import (
     Generate,
     Generated,
@@ -27,7 +28,6 @@ from kat.evals.protocol import (
     protocol_hash,
     sample_key,
 )
-from kat.evals.runner import choose, score_item
 from kat.evals.store import open_store
 from kat.runs.files import hash_json
 from kat.runs.schemas import Results
@@ -48,16 +48,21 @@ class RecordedResponses:
     identity: str
 
 
-def load_answered(factory: Callable[..., Suite], data: Path | None, responses: Path) -> Suite:
-    """The suite over all items, those that need an image too, if any of them was answered; else over the text-only
-    items. A factory that knows no `text_only` decides for itself."""
+def load_answered(factory: Callable[..., Suite], data: Path | None, responses: Path) -> tuple[Suite, RecordedResponses]:
+    """The responses and their suite: over all items, those that need an image too, if any of them was answered, else
+    over the text-only items. A factory that knows no `text_only` decides for itself.
+
+    Raises what :func:`read_responses` does.
+    """
     arguments = [data] if data is not None else []
+    by_id = _read(responses)
     if "text_only" not in inspect.signature(factory).parameters:
-        return factory(*arguments)
-    everything = factory(*arguments, text_only=False)
-    answered = {name for name, _ in load_rows([responses], _parse, key=None, max_bad=0.0).rows}
-    with_image = {item.id for item in everything.items() if getattr(item, "has_image", False)}
-    return everything if with_image & answered else factory(*arguments)
+        suite = factory(*arguments)
+    else:
+        suite = factory(*arguments, text_only=False)
+        if not any(item.id in by_id for item in suite.items() if getattr(item, "has_image", False)):
+            suite = factory(*arguments)
+    return suite, _match(responses, by_id, suite)
 
 
 def read_responses(path: Path, suite: Suite) -> RecordedResponses:
@@ -66,16 +71,23 @@ def read_responses(path: Path, suite: Suite) -> RecordedResponses:
     Raises :class:`UsageError` for an unreadable file or a malformed row, :class:`EvidenceError` when a response is
     missing or given twice; both say how many and name the first few.
     """
-    path = Path(path)
-    rows = load_rows([path], _parse, key=None, max_bad=0.0).rows
+    return _match(path, _read(path), suite)
+
+
+def _read(path: Path) -> dict[str, str | list[str]]:
+    """The responses by id, each given once."""
     by_id: dict[str, str | list[str]] = {}
     twice: list[str] = []
-    for name, response in rows:
+    for name, response in load_rows([Path(path)], _parse, key=None, max_bad=0.0).rows:
         if name in by_id:
             twice.append(name)
         by_id[name] = response
     if twice:
         raise EvidenceError(f"{path}: {_name(twice, 'id')} given twice; keep one response per item")
+    return by_id
+
+
+def _match(path: Path, by_id: dict[str, str | list[str]], suite: Suite) -> RecordedResponses:
     wanted = {item.id for item in suite.items()}
     missing = [item.id for item in suite.items() if item.id not in by_id]
     if missing:

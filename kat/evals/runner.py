@@ -9,18 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from pydantic import ValidationError
-
-from kat.errors import EvidenceError, UsageError
+from kat.errors import UsageError
 from kat.evals.asking import Planned, ask
+from kat.evals.batch_check import check_batches
 from kat.evals.folder import Identity, check_folder, finish
+from kat.evals.plan import batch_plan, choose, score_item
 from kat.evals.protocol import (
     Generate,
     Judge,
     Nll,
     Request,
-    Response,
     ScoreChoices,
     Stamp,
     Suite,
@@ -30,8 +28,8 @@ from kat.evals.protocol import (
     protocol_hash,
     sample_key,
 )
-from kat.evals.store import one_fault, open_store
-from kat.runs.schemas import Results, Sample
+from kat.evals.store import open_store
+from kat.runs.schemas import BatchCheck, Results, Sample
 
 if TYPE_CHECKING:
     from kat.model.backends import Backend
@@ -48,15 +46,18 @@ def run_suite(
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 16,
+    batch_check: int = 0,
     progress: Progress | None = None,
     model: str | None = None,
 ) -> Results:
     """Evaluate `backend` on `suite`, write samples.jsonl and results.json into the folder `out`, return the results.
 
     `limit` takes that many items by a permutation drawn from `seed` (the first n of a sorted file are no sample);
-    `model` is the name to show, by default the backend's. Running it again resumes; a finished folder is returned as
-    it is. Raises :class:`UsageError` for an impossible limit or an unwritable folder, :class:`EvidenceError` when the
-    folder holds rows of another model, protocol, seed or data set, or when the model gives a number that is none.
+    `batch_check` is the number of items that are asked a second time in batches of another size, to count those whose
+    answer changes. `model` is the name to show, by default the backend's. Running it again resumes; a finished folder
+    is returned as it is. Raises :class:`UsageError` for an impossible limit or an unwritable folder,
+    :class:`EvidenceError` when the folder holds rows of another model, protocol, seed or data set, or when the model
+    gives a number that is none.
     """
     out = Path(out)
     if batch_size < 1:
@@ -87,55 +88,15 @@ def run_suite(
             done += len(batch)
             if progress is not None:
                 progress(min(done, len(plan)), len(plan))
-        return finish(out, identity, [*rows, *new], before, changed=bool(new))
+        check: BatchCheck | None = before.batch_check if before else None
+        if batch_check and (new or check is None or check.n < min(batch_check, len(plan))):
+            check = check_batches(suite, backend, plan, [*rows, *new], n=batch_check, seed=seed, batch_size=batch_size)
+        return finish(out, identity, [*rows, *new], before, changed=bool(new), check=check)
 
 
 def _counts_bytes(plan: Sequence[Planned]) -> bool:
     """Whether lengths are those of texts, which the backend cuts into windows of its context."""
     return any(isinstance(planned.request, Nll) for planned in plan)
-
-
-def choose(items: Sequence[Any], limit: int | None, seed: int, data: str) -> list[Any]:
-    """All items, or `limit` of them by a seeded permutation, in the file's order; larger limits hold smaller ones."""
-    if not items:
-        raise UsageError(f"{data}: no item to evaluate")
-    if limit is None or limit >= len(items):
-        return list(items)
-    if limit < 1:
-        raise UsageError(f"limit {limit}: at least 1 item is needed")
-    order = np.random.default_rng(seed).permutation(len(items))
-    return [items[i] for i in sorted(order[:limit])]
-
-
-def batch_plan(plan: Sequence[Planned], batch_size: int) -> list[list[Planned]]:
-    """Items by falling length (the batch that needs most memory comes first), cut into batches of `batch_size` rows.
-
-    An item is never split, so a batch holds at least one item.
-    """
-    order = sorted(range(len(plan)), key=lambda i: (-plan[i].length, i))
-    batches: list[list[Planned]] = []
-    room = 0
-    for i in order:
-        if not batches or room < plan[i].n_rows:
-            batches.append([])
-            room = batch_size
-        batches[-1].append(plan[i])
-        room -= plan[i].n_rows
-    return batches
-
-
-def score_item(suite: Suite, planned: Planned, responses: Sequence[Response]) -> list[Sample]:
-    """The suite's rows of one item, checked to be exactly those that were planned and to hold no NaN."""
-    try:
-        samples = suite.score(planned.item, responses, planned.stamp)
-    except ValidationError as error:
-        item = planned.stamp.item_id
-        raise EvidenceError(
-            f"{suite.name}, item {item}: {one_fault(error)}; the model's output is no evidence"
-        ) from None
-    if tuple(sample_key(sample) for sample in samples) != planned.keys:
-        raise EvidenceError(f"suite {suite.name!r} scored other rows than it asked for on item {planned.stamp.item_id}")
-    return samples
 
 
 def _plan(suite: Suite, item: Any, backend: "Backend", protocol: str, seed: int) -> Planned:

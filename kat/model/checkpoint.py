@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kat.errors import EvidenceError, UsageError
-from kat.model.config import GPTConfig
+from kat.model.config import VERSION_KEYS, GPTConfig
 from kat.model.gpt import GPT
 from kat.model.tensors import load_tensors, save_tensors
 from kat.runs.files import canonical_json, hash_file, hash_json, new_folder, read_json, write_json
@@ -24,7 +24,6 @@ from kat.tokenizer.bpe import Tokenizer
 
 SCHEMA = "kat.checkpoint/1"
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # max abs difference of logits
-VERSION_KEYS = ("transformers_version", "_name_or_path")  # of config.json; no part of what the model computes
 HEAD = "reward_head.safetensors"  # of a reward model: {weight (1, C), bias (1)}
 STATE = "trainer_state"  # what resuming needs; a reader of the model may do without it
 

@@ -16,6 +16,7 @@ FIXED = {
     "embedding_norm": True,
 }
 TABLE_DTYPES = ("float32", "bfloat16")
+VERSION_KEYS = ("transformers_version", "_name_or_path")  # of config.json; no part of what the model computes
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,17 @@ class Metric(BaseModel):
     method: str
 
 
+class BatchCheck(BaseModel):
+    """Items that the same model was asked again in batches of another size, and how many answered otherwise."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    n: int = Field(description="items asked again, drawn by the seed")
+    n_flipped: int = Field(description="of them, items of which a letter is another")
+    batch_size: int = Field(description="rows in a batch of the evaluation")
+    again_in: int = Field(description="rows in a batch of the second time")
+
+
 class Results(BaseModel):
     """results.json: what a suite says of one model on one data set."""
 
@@ -69,6 +80,7 @@ class Results(BaseModel):
     n_unparsed: int
     n_dropped_rows: int = 0
     n_over_context: int = Field(0, description="items whose prompt is longer than the context the model is made for")
+    batch_check: BatchCheck | None = None
     limit: int | None = None
     seed: int
     data: str

@@ -92,7 +92,27 @@ class CountsAudit:
             f"Parse rate: {a.parsed} of {a.asked} against {b.parsed} of {b.asked}, {self.parse.difference_sentence()}"
             + (f"; paired exact p {_range(*self.p_parse_if_paired)}." if self.p_parse_if_paired else ".")
         )
-        return lines
+        return [*lines, self._solid()]
+
+    def _solid(self) -> str:
+        """What is left when every objection above is granted."""
+        alpha, solid = 1 - self.parse.level, []
+        if max(self.p_parse_if_paired or (1.0,)) <= alpha and (self.parse.low > 0 or self.parse.high < 0):
+            more, less = ("B", "A") if self.parse.low > 0 else ("A", "B")
+            solid.append(f"{more} gives a readable answer more often than {less}")
+        shown = max(self.p_if_paired or (1.0,)) <= alpha and (self.asked.low > 0 or self.asked.high < 0)
+        if shown and (self.sign_identified or not (self.a.unparsed or self.b.unparsed)):
+            more, less = ("B", "A") if self.asked.low > 0 else ("A", "B")
+            solid.append(f"{more} is right more often than {less}")
+        else:
+            solid.append("which of A and B is right more often is not shown")
+        return f"What is solid: {'; '.join(solid)}."
+
+    def beside_chance(self, chance: float, n: int) -> str:
+        """Whether either run is above guessing, whose expected score on the n items asked from is `chance`."""
+        above = [name for name, share in (("A", self.share_a), ("B", self.share_b)) if share.low > chance]
+        who = {0: "neither A nor B is", 2: "A and B are"}.get(len(above), f"only {''.join(above)} is")
+        return f"Chance on these {n:,} items is {100 * chance:.1f} %: {who} shown to be above it."
 
 
 def audit_counts(

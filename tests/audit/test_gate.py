@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kat.audit.gate import GateResult, gate, worst
+from kat.audit.gate import gate
 from kat.audit.gate_out import junit, summary
+from kat.audit.gate_schema import GateResult, worst
 from kat.audit.requirements import check_families, check_lanes, parse_lanes
 from kat.cli import main
 from kat.errors import UsageError

@@ -3,17 +3,19 @@
 import gzip
 import json
 import random
+import re
 import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kat.data import letters
 from kat.data.choices import AnswerStyle, ChoiceItem, answer_text
-from kat.data.letter_strategies import STRATEGIES
-from kat.data.letters import LETTERS, RULES, extract
+from kat.data.letter_rules import RULES
+from kat.data.letter_strategies import STRATEGIES, _last_of
+from kat.data.letters import LETTERS, extract
 from kat.data.scienceqa import load_scienceqa
 
 TABLE = json.loads((Path(__file__).parent / "letter_cases.json").read_text(encoding="utf-8"))
@@ -60,6 +62,7 @@ texts = st.text(max_size=60) | st.lists(
 
 
 @given(texts, st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=10))
+@example("*", ["0", "*"])
 @settings(deadline=None, max_examples=150)
 def test_any_text_gives_an_offered_letter_with_a_span_or_none(text, choices):
     found = extract(text, choices)
@@ -241,3 +244,9 @@ def test_whatever_an_anchor_matches_holds_one_of_its_cues(rule):
         assert match is None or any(cue in match[0] for cue in cues)
 
     holds()
+
+
+@given(st.lists(st.text("abc", max_size=3), min_size=1, max_size=5), st.text("abcd", max_size=14))
+def test_the_last_option_is_found_as_a_pattern_finds_it(options, text):
+    found = re.findall("|".join(map(re.escape, options)), text)
+    assert _last_of(options, text) == (found[-1] if found else "")

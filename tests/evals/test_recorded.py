@@ -143,9 +143,9 @@ def test_answers_to_questions_with_images_count_where_any_was_given(tmp_path):
     data = with_images(tmp_path / "data.jsonl")
     everything = ScienceQA.load(data, text_only=False).items()
     responses = write(tmp_path / "r.jsonl", answers(everything, 12))
-    suite = load_answered(ScienceQA.load, data, responses)
+    suite, recorded = load_answered(ScienceQA.load, data, responses)
     assert len(suite.items()) == 12
-    run_recorded(suite, read_responses(responses, suite), tmp_path / "out", model="sees")
+    run_recorded(suite, recorded, tmp_path / "out", model="sees")
     images = [row.slices["image"] for row in read_samples(tmp_path / "out" / "samples.jsonl")]
     assert sorted(images) == ["no"] * 8 + ["yes"] * 4
 
@@ -153,7 +153,7 @@ def test_answers_to_questions_with_images_count_where_any_was_given(tmp_path):
 def test_a_model_that_answered_no_image_is_asked_for_the_text_only_questions(tmp_path):
     data = with_images(tmp_path / "data.jsonl")
     text_only = ScienceQA.load(data).items()
-    suite = load_answered(ScienceQA.load, data, write(tmp_path / "r.jsonl", answers(text_only, 8)))
+    suite, _ = load_answered(ScienceQA.load, data, write(tmp_path / "r.jsonl", answers(text_only, 8)))
     assert len(suite.items()) == 8
     assert "image" not in suite._slices(suite.items()[0])
 
@@ -163,7 +163,21 @@ def test_some_images_answered_and_others_missing_is_invalid(tmp_path):
     everything = ScienceQA.load(data, text_only=False).items()
     responses = write(tmp_path / "r.jsonl", [row for row in answers(everything, 12) if row["id"] != everything[0].id])
     with pytest.raises(EvidenceError, match=r"1 response .* missing"):
-        read_responses(responses, load_answered(ScienceQA.load, data, responses))
+        load_answered(ScienceQA.load, data, responses)
+
+
+def test_the_responses_are_read_once(tmp_path, monkeypatch):
+    data = with_images(tmp_path / "data.jsonl")
+    responses = write(tmp_path / "r.jsonl", answers(ScienceQA.load(data).items(), 8))
+    read: list[object] = []
+
+    def counted(paths, *words, **more):
+        read.extend(paths)
+        return load_rows(paths, *words, **more)
+
+    monkeypatch.setattr("kat.evals.recorded.load_rows", counted)
+    _, recorded = load_answered(ScienceQA.load, data, responses)
+    assert read == [responses] and len(recorded.by_id) == 8
 
 
 def test_a_report_on_questions_with_images_finds_them_again(tmp_path):
@@ -173,8 +187,8 @@ def test_a_report_on_questions_with_images_finds_them_again(tmp_path):
     items = ScienceQA.load(data, text_only=False).items()
     for name, right in (("a", 20), ("b", 35)):
         responses = write(tmp_path / f"{name}.jsonl", answers(items, right))
-        suite = load_answered(ScienceQA.load, data, responses)
-        run_recorded(suite, read_responses(responses, suite), tmp_path / name, model=name)
+        suite, recorded = load_answered(ScienceQA.load, data, responses)
+        run_recorded(suite, recorded, tmp_path / name, model=name)
     report = audit(tmp_path / "a", tmp_path / "b", None)
     assert report.n_items == 40
     assert all(flip.question for flip in report.flips)

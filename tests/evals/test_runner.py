@@ -11,8 +11,9 @@ from kat.errors import EvidenceError, UsageError
 from kat.evals.asking import Planned
 from kat.evals.choices import Choices
 from kat.evals.folder import load_results
+from kat.evals.plan import batch_plan, choose
 from kat.evals.protocol import DataSource, prompt_hash
-from kat.evals.runner import batch_plan, choose, run_suite
+from kat.evals.runner import run_suite
 from kat.evals.scienceqa import ScienceQA
 from kat.evals.store import open_store, read_samples
 from kat.runs.schemas import Sample

@@ -28,6 +28,21 @@ def test_the_published_13_of_34_against_21_of_50():
         assert words in text
     assert "may be anything from .008 to .229" in text
     assert "p is 3e-5" in text
+    solid = (
+        "What is solid: B gives a readable answer more often than A; which of A and B is right more often is not shown."
+    )
+    assert audit.sentences()[-1] == solid
+    assert (
+        audit.beside_chance(0.4, 4241)
+        == "Chance on these 4,241 items is 40.0 %: neither A nor B is shown to be above it."
+    )
+
+
+def test_what_is_solid_where_something_is():
+    assert audit_counts((10, 50, 50), (45, 50, 50)).sentences()[-1] == "What is solid: B is right more often than A."
+    last = audit_counts((45, 50, 50), (10, 12, 50)).sentences()[-1]
+    assert "A gives a readable answer more often than B" in last and "not shown" in last
+    assert "only B is" in audit_counts((10, 50, 50), (45, 50, 50)).beside_chance(0.4, 50)
 
 
 def test_the_second_published_run():

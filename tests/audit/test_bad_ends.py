@@ -1,0 +1,58 @@
+"""The least evidence there can be, and identical evidence: words that fit, and never a number that looks fine."""
+
+import json
+
+from kat.audit.gate import gate
+from kat.audit.report import audit
+from kat.evals.protocol import DataSource
+from kat.evals.recorded import read_responses, run_recorded
+from kat.evals.scienceqa import ScienceQA
+from tests.evals import make_items
+
+SOURCE = DataSource("made up", "d" * 64)
+POLICY = 'claim = "checkpoint"\nsuite = "scienceqa"\nmargin = 0.02\nallow_different_prompts = true\n'
+
+
+def recorded(folder, name, items, say):
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps({"id": item.id, "response": say(item)}) + "\n" for item in items))
+    suite = ScienceQA(items, SOURCE)
+    run_recorded(suite, read_responses(path, suite), folder / name, model=name)
+    return folder / name
+
+
+def outcome(folder, a, b):
+    (folder / "policy.toml").write_text(POLICY)
+    return gate(str(a), str(b), folder / "policy.toml", home=folder)
+
+
+def test_one_item(tmp_path):
+    items = make_items.items(1)
+    a = recorded(tmp_path, "a", items, lambda item: f"The answer is {item.letters[item.answer - 1]}.")
+    b = recorded(tmp_path, "b", items, lambda item: f"The answer is {item.letter}.")
+    report = audit(a, b, None)
+    assert report.verdict.colour == "inconclusive"
+    assert "they differ on 1 item of 1" in report.verdict.sentence
+    assert report.primary.by_item.low < 0 < report.primary.by_item.high
+    assert outcome(tmp_path, a, b).exit_code == 3
+
+
+def test_no_discordant_pair(tmp_path):
+    """Other words, the same letters: nothing is shown, and the interval has a width."""
+    items = make_items.items(30)
+    a = recorded(tmp_path, "a", items, lambda item: "The answer is A.")
+    b = recorded(tmp_path, "b", items, lambda item: "Answer: A")
+    report = audit(a, b, None)
+    assert report.verdict.word == "Inconclusive" and report.flips == []
+    assert "they differ on 0 items of 30" in report.verdict.sentence
+    assert report.primary.by_item.low < 0 < report.primary.by_item.high
+    assert report.primary.effect is None
+    assert outcome(tmp_path, a, b).exit_code == 3
+
+
+def test_the_same_responses_from_two_runs_are_said_to_be_responses(tmp_path):
+    items = make_items.items(30)
+    a, b = (recorded(tmp_path, name, items, lambda item: f"The answer is {item.letter}.") for name in "ab")
+    assert audit(a, b, None).verdict.sentence.startswith("Both runs evaluated the same responses, bit for bit")
+    found = outcome(tmp_path, a, b)
+    assert found.exit_code == 0 and "the same responses, bit for bit" in found.sentence
