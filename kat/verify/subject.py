@@ -42,8 +42,8 @@ class Traits:
     trims: white space at the ends of a message is dropped on purpose, as many chat templates do.
     normalisation: "NFC", "NFKC", "NFD" or "NFKD" where the tokenizer normalises a text before it encodes it.
     shuffle: batches come in an order that depends on the seed. replacement: examples are drawn with replacement.
-    epoch_seed: "mixed", or "sum" where epoch e of seed s has the order of epoch e - 1 of seed s + 1 on purpose (torch's
-    DistributedSampler adds them); two seeds are then no independent runs.
+    epoch_seed: "mixed" claims that no epoch of a seed has the order of an epoch of another seed, and is then held to it;
+    "any" claims nothing (torch's DistributedSampler adds seed and epoch: two seeds are then no independent runs).
     n_examples: size of the data set behind batches().
     last_batch: the last, smaller batch of an epoch is "kept", "dropped", or "filled" with examples that come twice.
     buffer: how many examples, over all ranks, may wait while later ones go first (a shuffle buffer, a best-fit packer).
@@ -75,7 +75,7 @@ class Traits:
     normalisation: str | None = None
     shuffle: bool = True
     replacement: bool = False
-    epoch_seed: str = "mixed"
+    epoch_seed: str = "any"
     n_examples: int | None = None
     last_batch: str = "kept"
     buffer: int = 0
@@ -94,7 +94,7 @@ class Traits:
             "loss_agg": ("token-mean", "sequence-mean", "token-sum"),
             "supervised": ("assistant", "all"),
             "logprobs": ("tempered", "sampled", "raw"),
-            "epoch_seed": ("mixed", "sum"),
+            "epoch_seed": ("any", "mixed"),
             "normalisation": (None, "NFC", "NFKC", "NFD", "NFKD"),
             "last_batch": ("kept", "dropped", "filled"),
         }

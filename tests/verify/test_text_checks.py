@@ -330,8 +330,7 @@ class Loader:
 
     def __init__(self, kind: str, traits: Mapping[str, Any]) -> None:
         self.kind = kind
-        added = {"epoch_seed": "sum"} if kind in ("sampler", "finite", "drop") else {}
-        self.traits = Traits(**{**vars(TRAITS), **added, **traits})
+        self.traits = Traits(**{**vars(TRAITS), **traits})
 
     def batches(self, seed: int, rank: int = 0, world: int = 1, state: Any = None) -> Iterator[Batch]:
         epoch, at = (state["epoch"], state["at"]) if state else (0, 0)

@@ -127,6 +127,7 @@ class NativeSubject:
             eos_ids=(tok.eos_id,),
             special_ids=tuple(tok.special.values()),
             n_examples=N_EXAMPLES,
+            epoch_seed="mixed",
             lr_peak=peak * s.peak,
             lr_final=peak * s.peak * s.final,
             warmup_steps=s.warmup_steps,

@@ -363,8 +363,7 @@ def batch_order_depends_on_seed_and_epoch(lab: Lab) -> None:
 
             lab.statistical(
                 of_neighbours,
-                "the second epoch of a seed has the order of its neighbour's first: seed and epoch are added; if it is "
-                "meant, declare epoch_seed='sum'",
+                "the second epoch of a seed has the order of its neighbour's first: seed and epoch are added",
                 n=n,
                 resembles="DM13",
             )
