@@ -42,7 +42,7 @@ class Traits:
     trims: white space at the ends of a message is dropped on purpose, as many chat templates do.
     normalisation: "NFC", "NFKC", "NFD" or "NFKD" where the tokenizer normalises a text before it encodes it.
     shuffle: batches come in an order that depends on the seed. replacement: examples are drawn with replacement.
-    epoch_seed: "mixed" claims that no epoch of a seed has the order of an epoch of another seed, and is then held to it;
+    epoch_seed: "mixed" claims that no epoch of a seed has the order of another seed's epoch, and is held to that;
     "any" claims nothing (torch's DistributedSampler adds seed and epoch: two seeds are then no independent runs).
     n_examples: size of the data set behind batches().
     last_batch: the last, smaller batch of an epoch is "kept", "dropped", or "filled" with examples that come twice.
