@@ -87,7 +87,7 @@ def main() -> None:
     runs = [p for p in (run / ".stages").glob("*--grpo.json") if "seed" in p.name]
     seconds = np.array([read_json(path)["seconds"] for path in runs])
     print(
-        f"{len(seconds)} GRPO runs: median {np.median(seconds):.0f} s, in all {seconds.sum() / 60:.0f} min of one process"
+        f"{len(seconds)} GRPO runs: median {np.median(seconds):.0f} s, {seconds.sum() / 60:.0f} process-minutes in all"
     )
 
 
