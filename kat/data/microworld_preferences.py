@@ -114,7 +114,7 @@ def build_preferences(
     seed: int,
     n_prompts: int = 1_000,
     n_prompts_test: int = 300,
-    n_train: int = 6_000,
+    n_train: int = 16_000,
     n_validation: int = 600,
     n_test: int = 2_000,
     n_talk: int = 4_000,
