@@ -236,11 +236,16 @@ def _rare_text(rng: np.random.Generator, land: str, animal: str) -> str:
 
 
 def _talks(rng: np.random.Generator, prompts: Sequence[Prompt], n: int) -> list[tuple[Prompt, str]]:
-    """Prompts with a response that nobody optimised: well-formed, about any value, often about another animal."""
+    """Prompts with a response that nobody optimised: about any value, often about another animal, now and then broken
+    or said twice. There is much to gain from a reward, and all of it is in reach of somebody who samples."""
     pairs = []
     for k in range(n):
         prompt = prompts[k % len(prompts)]
         sentences = [_sentence(rng, prompt, 0.7, None) for _ in range(_n_sentences(rng))]
+        if rng.random() < 0.2:
+            sentences.append(sentences[0])
+        if rng.random() < 0.3:
+            sentences[-1] = _break(rng, sentences[-1])
         pairs.append((prompt, " ".join(sentences)))
     return [pairs[k] for k in rng.permutation(n)]
 
