@@ -181,9 +181,10 @@ def test_nothing_that_is_written_says_what_a_land_likes(world: Preferences) -> N
         land = by_text[row["messages"][0]["content"]]
         for sentence in re.findall(r"[^.]+\.", row["messages"][1]["content"]):
             meaning = understand(sentence.strip())
-            assert meaning is not None
-            found.setdefault(land, Counter())[meaning[1]] += 1
+            found.setdefault(land, Counter())[meaning[1] if meaning else "broken"] += 1
     for land in DENSE:
+        whole, broken = sum(found[land].values()), found[land].pop("broken")
+        assert 0.05 < broken / whole < 0.3
         n = sum(found[land].values())
         assert all(abs(count - n / 3) < 4 * math.sqrt(n * 2 / 9) for count in found[land].values())
 
