@@ -113,7 +113,11 @@ def test_muon_is_the_optimizer_where_it_is_asked_for(here: Path) -> None:
 
 @installed
 def test_a_frozen_backbone_stays_as_it_was(here: Path) -> None:
-    result = run(asked(here, "reward", "frozen", backbone="frozen", steps=2))
+    theirs = asked(here, "reward", "frozen", backbone="frozen", steps=3, log_every=1)
+    result = run(theirs)
+    run(replace(theirs, out=here / "frozen-native", trainer="native"))
+    norms = [[row["grad_norm"] for row in metrics(folder)] for folder in (result.folder, here / "frozen-native")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)  # what has no rate counts for no norm
     before = load_checkpoint(here / "init").model.state_dict()
     trained = load_reward(result.folder).model
     assert trained.head.weight.any()
@@ -185,7 +189,8 @@ def test_loss_weights_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @installed
 def test_an_early_stop_cannot_go_on(here: Path) -> None:
-    assert run(asked(here, "reward", "early", max_steps=0)).stop_reason == "stopped at step 0 as asked"
+    untouched = run(asked(here, "reward", "early", max_steps=0))
+    assert (untouched.step, untouched.stop_reason) == (0, "stopped at step 0 as asked")
     result = run(asked(here, "reward", "early-3", max_steps=3))
     assert (result.step, result.stop_reason) == (3, "stopped at step 3 as asked")
     assert metrics(here / "early-3")[-1]["lr_share"] > 0.07  # of a schedule over nine steps
