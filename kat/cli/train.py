@@ -38,7 +38,7 @@ def train(
         list[str] | None,
         typer.Option(help="grpo: reward checkpoint, module:function, microworld or choices; repeatable."),
     ] = None,
-    trainer: Annotated[str, typer.Option(help="native, a plug-in's name, or package.module:Object")] = "native",
+    trainer: Annotated[str, typer.Option(help="native, trl, a plug-in's name, or package.module:Object")] = "native",
 ) -> None:
     """Train one stage: tokenizer, base, mid, sft, reward or grpo. Running the same command again resumes or says that
     it is done."""

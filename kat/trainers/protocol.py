@@ -5,6 +5,7 @@ kat's own trainers share one loop (loop.py); others plug in by the entry point g
 """
 
 import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -160,6 +161,8 @@ def load_trainer(name: str) -> Trainer:
     if not separator:
         plugins = ", ".join(known) or "an installed plug-in"
         raise UsageError(f"--trainer {name}: unknown; use native, {plugins} or module:Object")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a module in the folder where the user stands
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

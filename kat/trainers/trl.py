@@ -113,7 +113,7 @@ def _trainer(run: Run, score: Remembered | None) -> Any:
         )
     else:
         assert isinstance(job.settings, GrpoSettings) and score is not None
-        trainer = trl.GRPOTrainer(
+        trainer = weighed_grpo_trainer(run)(
             args=trl.GRPOConfig(**arguments, **grpo_arguments(job.settings)),
             train_dataset=Dataset.from_dict({"prompt": [str(draw) for draw in range(len(task.draws))]}),
             reward_funcs=remembered_rewards,
@@ -122,6 +122,19 @@ def _trainer(run: Run, score: Remembered | None) -> Any:
         )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
+
+
+def weighed_grpo_trainer(run: Run) -> Any:
+    """GRPOTrainer, whose metrics are means over micro-batches: the run is told of how many tokens each is."""
+    import trl
+
+    class Weighed(trl.GRPOTrainer):
+        def _compute_loss(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            loss = super()._compute_loss(model, inputs)
+            run.weigh(self._metrics["train"], int(inputs["completion_mask"].sum()))
+            return loss
+
+    return Weighed
 
 
 def packed_rows(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

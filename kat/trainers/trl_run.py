@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ from kat.trainers.run_folder import save_best, training_folder
 from kat.trainers.schedules import lr_share
 
 LARGEST_FIRST_KL = 1e-6  # nats a token between the policy and its reference, before the first step
+ENTROPY, CLIPPED = "entropy", "clip_ratio/region_mean"  # as trl names them
+NAMES = {"entropy": ENTROPY, "clip_fraction": CLIPPED}
 
 
 @dataclass
@@ -46,12 +48,18 @@ class Run:
 
     def __post_init__(self) -> None:
         self.optimisers = build_optimisers(self.model, self.job.settings)
+        self.of_tokens: dict[str, float] = {}  # sums over the step's tokens, of means that trl took over micro-batches
         self.logged = (0, time.perf_counter())  # tokens so far and when, at the last line of the log
 
     def count_tokens(self, _module: Any, _args: Any, given: Mapping[str, Any]) -> None:
         """A hook on the model: what goes through it in training, padding included."""
         if torch.is_grad_enabled():
             self.tokens += given["input_ids"].numel()
+
+    def weigh(self, means: Mapping[str, Sequence[float]], tokens: int) -> None:
+        """Take the newest means of a micro-batch, over so many tokens."""
+        for name, value in [("tokens", 1.0), *((name, means[name][-1]) for name in (ENTROPY, CLIPPED))]:
+            self.of_tokens[name] = self.of_tokens.get(name, 0.0) + value * tokens
 
     def before_step(self, step: int) -> None:
         self.share = lr_share(self.job.settings, step, self.task.total_steps, self.validation_losses)
@@ -71,7 +79,9 @@ class Run:
             **self.rollout_metrics,
         }
         if isinstance(self.task, GrpoTask):
-            metrics |= {"entropy": logs["entropy"], "clip_fraction": logs["clip_ratio/region_mean"]}
+            total, self.of_tokens = self.of_tokens, {}
+            metrics |= {name: total[key] / total["tokens"] for name, key in NAMES.items()}
+            self.task.check_entropy(metrics["entropy"])
         if self._is_due(s.validation_every):
             metrics |= self._validate()
         if self._is_due(s.log_every) or step == 1 or "val_loss" in metrics:
@@ -94,8 +104,6 @@ class Run:
             raise EvidenceError(
                 f"--trainer trl: KL {logs['kl']:.3g} before the first step: trl's reference is not the initial model"
             )
-        if isinstance(self.task, GrpoTask):
-            self.task.check_entropy(logs["entropy"])
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.task.total_steps
