@@ -7,6 +7,7 @@ A reward is named by a text: a folder, `module:function`, `microworld` or `choic
 import hashlib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,8 @@ def _checkpoint(folder: Path, factor: float, tokenizer: Tokenizer | None, device
 
 def _function(name: str, factor: float) -> Term:
     module, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a module in the folder where the user stands
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
