@@ -29,6 +29,9 @@ FAMILIES = (
     "resume",
     "generation",
     "evaluation",
+    "reward",
+    "rl",
+    "density",
     "distributed",
 )
 

@@ -20,6 +20,8 @@ from kat.errors import UsageError
 Message = dict[str, str]
 Row = tuple[list[int], list[int]]  # ids and, aligned with them, 1 where the token is supervised
 Batch = dict[str, Any]
+Preference = tuple[Sequence[Message], str, str]  # prompt, chosen, rejected
+Rollout = Mapping[str, Any]  # prompt_ids: N lists; completion_ids, mask and logprobs: (N, T), mask 1 to the end token
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,41 @@ class Subject(Protocol):
     def extract(self, text: str, n_choices: int) -> str | None: ...
     def grade(self, item: Mapping[str, Any], text: str) -> float: ...
     def aggregate(self, scores: Sequence[float], groups: Sequence[str] | None = None) -> Mapping[str, float]: ...
+
+    # Reward model
+    def score(self, prompt: Sequence[Message], response: str) -> float: ...
+    def score_pair(self, prompt: Sequence[Message], a: str, b: str) -> float:
+        """The margin of a over b, from one batch that holds both."""
+
+    def reward_step(self, micro_batches: Sequence[Sequence[Preference]]) -> Mapping[str, float]:
+        """One optimizer step of the reward model: {"loss", …}."""
+
+    def reward_parameters(self) -> Iterable[tuple[str, Any]]:
+        """Live weights of the reward model, where `named_parameters` are another model's."""
+
+    # Reinforcement learning: N = P * G completions of P prompts, the G of one prompt one after another
+    def rl_setup(self) -> Mapping[str, Mapping[str, Any]]:
+        """{"policy", "reference"}: live state dicts, equal before the first step."""
+
+    def rollout(self, prompts: Sequence[Sequence[int]], n: int, seed: int) -> Rollout: ...
+    def completion_logprobs(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], temperature: float
+    ) -> Any: ...
+    def advantages(self, rewards: Any) -> Any:
+        """(P, G) of rewards (P, G)."""
+
+    def policy_loss(
+        self, logprobs: Any, old: Any, ref: Any, advantages: Any, mask: Any
+    ) -> tuple[Any, Mapping[str, float]]:
+        """(scalar loss, metrics) of (N, T) log-probabilities and mask, and advantages (N,)."""
+
+    def rl_step(self, rollout: Rollout, rewards: Any) -> Mapping[str, float]:
+        """One optimizer step of the policy on a rollout, with rewards (P, G)."""
+
+    # Density
+    def embed(self, texts: Sequence[str]) -> Any: ...
+    def density_weights(self, embeddings: Any) -> Any: ...
+    def sample_indices(self, weights: Any, n: int, seed: int) -> Sequence[int]: ...
 
 
 Make = Callable[..., Any]
