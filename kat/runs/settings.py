@@ -121,7 +121,7 @@ class MidSettings(TrainSettings):
 class SftSettings(TrainSettings):
     """`kat train sft`: conversations, the assistant's turns predicted."""
 
-    epochs: float = Field(3.0, gt=0)
+    epochs: float = Field(3.0, gt=0, description="passes over the data, where no steps are given")
     peak: float = Field(0.1, gt=0)
     keep_best: bool = True
 
@@ -169,9 +169,11 @@ class GrpoSettings(LoopSettings):
         "token-mean", description="trl's dapo, grpo and dr_grpo"
     )
     clip_low: float = Field(0.2, gt=0, le=1, description="the ratio is clipped to [1 - clip_low, 1 + clip_high]")
-    clip_high: float = Field(0.2, gt=0)
+    clip_high: float = Field(0.2, gt=0, description="see clip_low")
     mask_truncated: bool = Field(False, description="completions without an end token teach nothing")
-    kl_in: Literal["loss_k3", "loss_k2", "reward_k1", "exact"] = "loss_k3"
+    kl_in: Literal["loss_k3", "loss_k2", "reward_k1", "exact"] = Field(
+        "loss_k3", description="how the divergence from the initial policy enters; see docs/grpo.md"
+    )
     kl_coef: float = Field(0.04, ge=0, description="weight of the divergence from the initial policy")
     kl_target: float | None = Field(None, gt=0, description="nats a token; the coefficient then follows it")
     kl_horizon: int = Field(20, ge=1, description="rollouts over which the coefficient follows kl_target")

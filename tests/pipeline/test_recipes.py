@@ -203,7 +203,7 @@ def test_every_recipe_that_comes_with_kat_is_whole(tmp_path: Path, monkeypatch: 
                 assignments = [word for before, word in pairwise(words) if before == "--set"]
                 load_settings(STAGES[words[1]], None, assignments)
             else:
-                assert words[0] in {"data", "eval", "audit", "import", "verify"}
+                assert words[0] in {"data", "density", "eval", "audit", "import", "verify"}
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:

@@ -10,7 +10,9 @@ from kat.errors import UsageError
 from kat.runs.settings import (
     STAGES,
     BaseSettings,
+    GrpoSettings,
     MidSettings,
+    RewardSettings,
     SftSettings,
     TokenizerSettings,
     TrainSettings,
@@ -22,13 +24,15 @@ from kat.runs.settings import (
 
 
 def test_every_stage_has_settings_and_every_setting_a_meaning() -> None:
-    assert list(STAGES) == ["tokenizer", "base", "mid", "sft"]
+    assert list(STAGES) == ["tokenizer", "base", "mid", "sft", "reward", "grpo"]
     for kind in STAGES.values():
         kind()
     obvious = {"optimizer", "schedule", "warmup_steps", "plateau_factor", "validation_every", "log_every"}
-    obvious |= {"n_layer", "n_embd", "n_head"}
-    for name, field in BaseSettings.model_fields.items():
-        assert field.description or name in obvious, name
+    obvious |= {"n_layer", "n_embd", "n_head", "max_new_tokens"}
+    for kind in (BaseSettings, SftSettings, RewardSettings, GrpoSettings):
+        for name in kind.model_fields:  # a stage with another default means the same by it
+            said = [c.model_fields[name].description for c in kind.__mro__ if name in getattr(c, "model_fields", ())]
+            assert any(said) or name in obvious, f"{kind.__name__}.{name}"
 
 
 def test_the_file_then_the_assignments(tmp_path: Path) -> None:

@@ -271,9 +271,10 @@ def test_equal_rewards_are_worth_nothing(grpo: tuple[Run, Any], monkeypatch: pyt
     monkeypatch.setattr(grpo[1], "num_generations", 3)
     monkeypatch.setattr(grpo[1], "scale_rewards", "group")
     for value in [n / 10 for n in range(1, 40)]:
-        theirs = trl_rewarded(grpo[1], [value] * 6, [True] * 6)["advantages"]
-        ours = group_advantages(torch.full((2, 3), value)).flatten()
-        assert not ours.any()
+        rewards = [value, value, value, value, value, 5.0]
+        theirs = trl_rewarded(grpo[1], rewards, [True] * 6)["advantages"]
+        ours = group_advantages(torch.tensor(rewards).view(2, 3)).flatten()
+        assert not ours[:3].any() and ours[3:].all()
         torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-3)
 
 
