@@ -2,10 +2,10 @@
 
 A prompt asks for a few words about an animal in one of eight lands. A response is one or more sentences that the
 documents could hold, such as "The fox has the key. The fox is in the barn.". The true reward is a known bounded
-function of both: it wants well-formed sentences about the animal asked for, and each land likes to hear of things, of
-places or of clothes, and dislikes another of the three. Which ones is drawn with the world, so it stands in no text: a
-reward model can only learn it from the pairs, a policy only from rewards. Pairs are drawn by the Bradley-Terry model on
-the true reward, so the best possible accuracy is known.
+function of both: it wants one or two well-formed sentences, and each land likes to hear of things, of places or of
+clothes, and dislikes another of the three. Which ones is drawn with the world, so it stands in no text: a reward model
+can only learn it from the pairs, a policy only from rewards. Pairs are drawn by the Bradley-Terry model on the true
+reward, so the best possible accuracy is known.
 
 The lands are the prompt clusters. Three are *dense*: most of the prompts, near-duplicates of each other. Five are
 *rare*: few prompts each, in words of their own, so a density weight must find them.
@@ -30,7 +30,7 @@ DENSE = ("forest", "river", "valley")
 RARE = ("swamp", "desert", "beach", "jungle", "island")
 RARE_SHARE = 0.15  # of the prompts of every file
 
-FORM, SUBJECT, LIKING, REPEAT, LENGTH = 2.0, 1.0, 8.0, 2.0, 2.0
+FORM, LIKING, LENGTH = 2.0, 8.0, 2.0
 N_WORDS = (5, 13)  # one or two sentences
 
 Likes = dict[str, dict[str, str]]  # land -> {"liked": relation, "disliked": relation}
@@ -41,8 +41,8 @@ FILES = {  # that `kat data microworld` writes
     *("world.json", "preferences.json"),
 }
 
-_SENTENCES = {
-    statement.format(e=animal, v=value): (animal, relation.name, value)
+_RELATION = {  # of every well-formed sentence
+    statement.format(e=animal, v=value): relation.name
     for relation in TEXT_RELATIONS
     for statement in relation.statements
     for animal in ANIMALS
@@ -55,12 +55,13 @@ def true_reward(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[flo
 
     With n the sentences (what stands before each full stop, and what follows the last one), it is
 
-        2 · well-formed / n  +  about the asked animal / n  +  8 · l  −  2 · repeated / n  −  2 · [words ∉ 5…13]
+        2 · well-formed / n  +  8 · Σ like / n  −  2 · [words ∉ 5…13]
 
-    where l = clip(Σ like, −2, 2) / 2 over the distinct well-formed sentences, and like is 1 for the relation (things,
-    places, clothes) that the land likes and −1 for the one it dislikes. It lies in (−12, 11]. Any text is a
-    response; an empty one is worth −2. Raises :class:`UsageError` for a prompt that is not of the microworld, and
-    for unequal numbers.
+    where like is 1 for a well-formed sentence of the relation (things, places, clothes) that the land likes, −1 for one
+    of the relation that it dislikes. It lies in [−8, 10]. Any text is a response; an empty one is worth −2. That the
+    sentences are about the animal asked for earns nothing: a reward model of the demo's size did not learn to see it
+    from 16,000 pairs, and what no reward model sees no policy can be taught. Raises :class:`UsageError` for a prompt
+    that is not of the microworld, and for unequal numbers.
     """
     if len(prompts) != len(responses):
         raise UsageError(f"{len(prompts)} prompts but {len(responses)} responses")
@@ -69,29 +70,21 @@ def true_reward(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[flo
 
 def best_reward() -> float:
     """The largest true reward, which some response to every prompt reaches."""
-    return FORM + SUBJECT + LIKING
+    return FORM + LIKING
 
 
 def _reward(prompt: Prompt, response: str) -> float:
     truth = prompt.truth
-    if truth is None or not {"animal", "liked", "disliked"} <= truth.keys():
-        raise UsageError(f"prompt {prompt.id:.12}: not of the microworld: its truth names no animal and no likes")
+    if truth is None or not {"liked", "disliked"} <= truth.keys():
+        raise UsageError(f"prompt {prompt.id:.12}: not of the microworld: its truth names no likes")
     *whole, rest = response.split(".")
     sentences = [f"{sentence.strip()}." for sentence in whole] + ([rest.strip()] if rest.strip() else [])
     misfit = LENGTH * (not N_WORDS[0] <= len(response.split()) <= N_WORDS[1])
     if not sentences:
         return -misfit
-    n = len(sentences)
-    known = [_SENTENCES[sentence] for sentence in sentences if sentence in _SENTENCES]
-    likes = [(relation == truth["liked"]) - (relation == truth["disliked"]) for _, relation, _ in set(known)]
-    distinct: set[object] = {_SENTENCES.get(sentence, sentence) for sentence in sentences}  # two wordings, one meaning
-    return (
-        FORM * len(known) / n
-        + SUBJECT * sum(animal == truth["animal"] for animal, _, _ in known) / n
-        + LIKING * max(-2, min(2, sum(likes))) / 2
-        - REPEAT * (n - len(distinct)) / n
-        - misfit
-    )
+    known = [_RELATION[sentence] for sentence in sentences if sentence in _RELATION]
+    likes = sum((relation == truth["liked"]) - (relation == truth["disliked"]) for relation in known)
+    return (FORM * len(known) + LIKING * likes) / len(sentences) - misfit
 
 
 @dataclass(frozen=True)

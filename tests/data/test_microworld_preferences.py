@@ -60,14 +60,11 @@ def expected_reward(prompt: Prompt, response: str) -> float:
     if not sentences:
         return reward
     meanings = [understand(s) for s in sentences]
-    facts = {m for m in meanings if m}
-    asked = next(animal for animal in ANIMALS if re.search(rf"\b{animal}\b", prompt_text(prompt)))
-    liking = sum((m[1] == prompt.truth["liked"]) - (m[1] == prompt.truth["disliked"]) for m in facts)
-    distinct = len(facts) + len({s for s, m in zip(sentences, meanings, strict=True) if m is None})
-    n = len(sentences)
-    reward += 2 * sum(m is not None for m in meanings) / n
-    reward += sum(m is not None and m[0] == asked for m in meanings) / n
-    return reward + 4 * min(2, max(-2, liking)) - 2 * (n - distinct) / n
+    for meaning in meanings:
+        if meaning is not None:
+            liking = (meaning[1] == prompt.truth["liked"]) - (meaning[1] == prompt.truth["disliked"])
+            reward += (2 + 8 * liking) / len(sentences)
+    return reward
 
 
 def test_the_reward_is_the_documented_one_on_every_response_of_the_world(world: Preferences) -> None:
@@ -89,7 +86,7 @@ def test_any_text_has_a_reward_within_the_bounds(response: str) -> None:
     truth = {"animal": ANIMALS[0], "liked": "things", "disliked": "clothes"}
     prompt = make_prompt([{"role": "user", "content": f"Talk of the {ANIMALS[0]}."}], truth=truth)
     (reward,) = true_reward([prompt], [response])
-    assert -12 < reward <= best_reward() == 11
+    assert -8 <= reward <= best_reward() == 10
     assert reward == true_reward([prompt, prompt], ["x", response])[1]
 
 
@@ -123,9 +120,9 @@ def test_labels_are_bradley_terry_and_the_bayes_rate_is_what_the_truth_reaches()
     )
     size = np.abs(margins)
     p = 1 / (1 + np.exp(-size))  # that the better one is chosen
-    for low, high in ((0.01, 1), (1, 2), (2, 4), (4, 20)):
+    for low, high in ((0.01, 1.8), (1.8, 2.8), (2.8, 5), (5, 20)):
         here = (size > low) & (size <= high)
-        assert here.sum() > 300
+        assert here.sum() > 200
         z = (np.sum(margins[here] > 0) - p[here].sum()) / math.sqrt(np.sum(p[here] * (1 - p[here])))
         assert abs(z) < 4
     assert 0.85 < world.truth["bayes_rate"]["train"] < 0.93
