@@ -200,7 +200,8 @@ def plan_sentence(plan: Preregistration) -> str:
     if mde is None:
         return (
             f"{design}. With a noise of {number(plan.guard.sd)} in {plan.guard.metric}, a margin of "
-            f"{number(plan.guard.margin)} is too small for {k} seeds: no gain at all would be found 80 % of the time."
+            f"{number(plan.guard.margin)} is too small for {k} seeds: arms of equal {plan.guard.metric} would not be "
+            f"called so {100 * POWER:.0f} % of the time, so no gain, however large, would be found that often."
         )
     reach = "within reach" if mde <= plan.primary.smallest_effect else "NOT within reach"
     return (
