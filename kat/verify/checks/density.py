@@ -124,10 +124,10 @@ def density_weights_follow_their_points(lab: Lab) -> None:
 
 @check(family="density", level=0, needs={"density_weights"}, kind="metamorphic", tol=0.0, catches=("DE9", "DE1"))
 def copies_gain_no_weight(lab: Lab) -> None:
-    """A point that is there m times among n others has at most the share m / (n + m) of a density that ignores it, and
-    one of the crowd never gets more than its fair part by being repeated."""
+    """A point that is there m times among n rows has at most m / n of the draws, or what it had alone where that is
+    more: nobody gains by repeating a prompt."""
     x, groups = points(lab)
-    for what, chosen in (("of the crowd", int(np.argmin(groups))), ("of a middle group", int(np.argmax(groups == 4)))):
+    for what, chosen in (("of the crowd", int(np.argmin(groups))), ("of the widest group", int(np.argmax(groups == 7)))):
         alone = weights(lab.subject, x)[chosen]
         for m in (3, 12, 40):
             found = weights(lab.subject, np.concatenate([x, np.repeat(x[[chosen]], m - 1, axis=0)]))
@@ -192,7 +192,7 @@ def _chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
     return float(stats.chi2.sf(((counts - expected) ** 2 / expected).sum(), len(counts) - 1))
 
 
-@check(family="density", level=0, needs={"sample_indices"}, kind="statistical", catches=("DE9", "DE8"))
+@check(family="density", level=0, needs={"sample_indices"}, kind="statistical", catches=("DE9",))
 def draws_follow_the_weights(lab: Lab) -> None:
     """Each draw takes an index with the probability that is its weight: in one long schedule, and in the first half of
     many short ones, whose seeds follow one another."""
@@ -216,7 +216,7 @@ def draws_follow_the_weights(lab: Lab) -> None:
         lab.statistical(p_value, f"the draws of {what} do not follow the weights", n=draws * times)
 
 
-@check(family="density", level=0, needs={"sample_indices"}, kind="metamorphic", catches=("DE8",))
+@check(family="density", level=0, needs={"sample_indices"}, kind="metamorphic")
 def draws_are_a_function_of_the_seed(lab: Lab) -> None:
     """The same seed draws the same indices, whatever was drawn before, another seed others, and a shorter schedule is
     no other choice of weights."""
