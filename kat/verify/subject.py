@@ -271,7 +271,8 @@ class Source:
 def open_subject(spec: str, overrides: Mapping[str, Any] | None = None) -> Source:
     """`native`, `kat:FOLDER`, `hf:FOLDER`, `trl:sft`, `package.module:make` or `path/to/adapter.py:make`.
 
-    Behind any of them, ` with MUTANT` plants one of kat's mutants, so that its failures can be seen again. overrides go to every call of make.
+    Behind any of them, ` with MUTANT` plants one of kat's mutants, so that its failures can be seen again. overrides
+    go to every call of make.
     """
     source = _open(spec)
     return replace(source, make=functools.partial(source.make, **overrides)) if overrides else source

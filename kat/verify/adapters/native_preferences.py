@@ -84,7 +84,7 @@ class Preferences:
         suite = RewardSuite(items, DataSource("pairs", "0" * 64, 0, ()))
         with tempfile.TemporaryDirectory(prefix="kat-verify-") as folder:
             self.reward.save(Path(folder))
-            backend, _ = suite.open_backend(str(Path(folder) / "reward"), "cpu")
+            backend: Any = suite.open_backend(str(Path(folder) / "reward"), "cpu")[0]
             return run_suite(suite, backend, Path(folder) / "found").metrics["accuracy"].estimate
 
     def save_reward(self, path: Path) -> None:
@@ -209,7 +209,7 @@ class RewardTraining:
             save_head(folder, self.loop.model)  # type: ignore[arg-type]
             write_json(folder / PROMPTS, sorted(self.prompts))
             meta = {"stage": "reward", "step": self.loop.step}
-            write_checkpoint(folder, self.loop.model.gpt, self.tokenizer, meta)  # type: ignore[arg-type,union-attr]
+            write_checkpoint(folder, self.loop.model.gpt, self.tokenizer, meta)  # type: ignore[arg-type]
         save_state(path / "reward-training", self.loop.state())
 
     @classmethod

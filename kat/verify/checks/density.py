@@ -1,7 +1,7 @@
 """Embeddings, density weights, draws by them, and metrics of diversity.
 
-Weights are looked at on points whose density is known: unit vectors around centres, each group with a spread of its own,
-and points far from everything. Which power of the distance a weight is, is the subject's own choice.
+Weights are looked at on points whose density is known: unit vectors around centres, each group with a spread of its
+own, and points far from everything. Which power of the distance a weight is, is the subject's own choice.
 """
 
 import os
@@ -25,13 +25,11 @@ GROUP, OUTLIERS, DIM = 25, 6, 24
 
 
 def points(lab: Lab) -> tuple[np.ndarray, np.ndarray]:
-    """(n, d) unit vectors: GROUP around each of eight centres and OUTLIERS anywhere; and the number of each one's group,
-    in the order of the spreads, the outliers last."""
+    """(n, d) unit vectors: GROUP around each of eight centres and OUTLIERS anywhere; and (n,) the number of each one's
+    group, in the order of the spreads, the outliers last."""
     rng = np.random.default_rng(lab.seed + 17)
     centres, _ = np.linalg.qr(rng.normal(size=(DIM, len(SPREADS))))
-    near = [
-        centres[:, i] + spread / DIM**0.5 * rng.normal(size=(GROUP, DIM)) for i, spread in enumerate(SPREADS)
-    ]
+    near = [centres[:, i] + spread / DIM**0.5 * rng.normal(size=(GROUP, DIM)) for i, spread in enumerate(SPREADS)]
     found = np.concatenate([*near, rng.normal(size=(OUTLIERS, DIM))])
     groups = np.repeat(np.arange(len(SPREADS) + 1), [GROUP] * len(SPREADS) + [OUTLIERS])
     order = rng.permutation(len(found))
@@ -127,7 +125,10 @@ def copies_gain_no_weight(lab: Lab) -> None:
     """A point that is there m times among n rows has at most m / n of the draws, or what it had alone where that is
     more: nobody gains by repeating a prompt."""
     x, groups = points(lab)
-    for what, chosen in (("of the crowd", int(np.argmin(groups))), ("of the widest group", int(np.argmax(groups == 7)))):
+    for what, chosen in (
+        ("of the crowd", int(np.argmin(groups))),
+        ("of the widest group", int(np.argmax(groups == 7))),
+    ):
         alone = weights(lab.subject, x)[chosen]
         for m in (3, 12, 40):
             found = weights(lab.subject, np.concatenate([x, np.repeat(x[[chosen]], m - 1, axis=0)]))
@@ -210,7 +211,7 @@ def draws_follow_the_weights(lab: Lab) -> None:
         def p_value(seed: int, draws: int = draws, times: int = times) -> float:
             made = [lab.subject.sample_indices(w, draws, seed * 1000 + i) for i in range(times)]
             if any(len(one) != draws for one in made):
-                raise Failed(f"{len(made[0])} indices for {draws} draws from {n} weights", case=what)
+                raise Failed(f"{len(made[0])} indices for {draws} draws from {n} weights", case=f"seed {seed * 1000}")
             return _chi_square(counts(made), w * draws * times)
 
         lab.statistical(p_value, f"the draws of {what} do not follow the weights", n=draws * times)
@@ -367,7 +368,9 @@ def diversity_metrics_point_where_they_say(lab: Lab) -> None:
     if missing := set(directions) - set(found["different"]):
         raise AdapterError(f"diversity returns no {min(missing)}, which traits.diversity declares")
     # Half of each set is one text. Whichever that is, an entropy cannot grow for all of them.
-    halves = [lab.subject.diversity([different[j]] * (n // 2) + [*different, *different][j : j + n // 2]) for j in range(n)]
+    halves = [
+        lab.subject.diversity([different[j]] * (n // 2) + [*different, *different][j : j + n // 2]) for j in range(n)
+    ]
     for metric, direction in directions.items():
         sign = 1 if direction == "better" else -1
         values = {what: float(value[metric]) for what, value in found.items()}
@@ -386,7 +389,8 @@ def diversity_metrics_point_where_they_say(lab: Lab) -> None:
         for low, high in (*(("one word", what) for what in good), ("one text", "half one text"), *_BELOW):
             if not good[high] >= good[low] - lab.tol:
                 raise Failed(
-                    f"by {metric} the set '{low}' ({values[low]:.4g}) is more diverse than '{high}' ({values[high]:.4g})",
+                    f"by {metric} the set '{low}' ({values[low]:.4g}) is more diverse than '{high}' "
+                    f"({values[high]:.4g})",
                     case=case,
                 )
 

@@ -52,8 +52,12 @@ def each_copy_weighs(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 WEIGHTS = (
     Mutant("weight_is_one_over_distance", ("DE1",), weighed(lambda x, w: shares(1 / (distances(x) + 0.3)))),
     Mutant("weights_are_upside_down", (), weighed(lambda x, w: shares(1 / w))),
-    Mutant("distances_are_clamped_and_inverted", ("DE9",), weighed(lambda x, w: shares(1 / np.maximum(distances(x), 1e-6)))),
-    Mutant("weight_is_distance_to_the_dimension", (), weighed(lambda x, w: shares((distances(x) + 1e-3) ** x.shape[1]))),
+    Mutant(
+        "distances_are_clamped_and_inverted", ("DE9",), weighed(lambda x, w: shares(1 / np.maximum(distances(x), 1e-6)))
+    ),
+    Mutant(
+        "weight_is_distance_to_the_dimension", (), weighed(lambda x, w: shares((distances(x) + 1e-3) ** x.shape[1]))
+    ),
     Mutant("each_copy_has_a_weight_of_its_own", (), weighed(each_copy_weighs)),
     Mutant("weights_have_mean_one", (), weighed(lambda x, w: w * len(w))),
     Mutant("small_weights_become_zero", (), weighed(lambda x, w: shares(np.where(w * len(w) < 0.8, 0, w)))),
@@ -102,8 +106,16 @@ def one_draw_shuffled(inner: Any, w: np.ndarray, n: int, seed: int) -> Any:
 
 DRAWS = (
     Mutant("draws_are_without_replacement", (), drawn(without_replacement)),
-    Mutant("draws_ignore_the_weights", (), drawn(lambda inner, w, n, seed: inner.sample_indices(np.full_like(w, 1 / len(w)), n, seed))),
-    Mutant("draws_follow_squared_weights", (), drawn(lambda inner, w, n, seed: inner.sample_indices(shares(w * w), n, seed))),
+    Mutant(
+        "draws_ignore_the_weights",
+        (),
+        drawn(lambda inner, w, n, seed: inner.sample_indices(np.full_like(w, 1 / len(w)), n, seed)),
+    ),
+    Mutant(
+        "draws_follow_squared_weights",
+        (),
+        drawn(lambda inner, w, n, seed: inner.sample_indices(shares(w * w), n, seed)),
+    ),
     Mutant("draws_ignore_the_seed", (), drawn(lambda inner, w, n, seed: inner.sample_indices(w, n, 0))),
     Mutant("seeds_shuffle_one_draw", (), drawn(one_draw_shuffled)),
     Mutant(
@@ -167,9 +179,10 @@ def gini_off_by_one_type(text: str) -> float:
 def directions_inverted(make: Make) -> Make:
     @functools.wraps(make)
     def bad(*args: Any, **kwargs: Any) -> Any:
-        subject = Wrapped(make(*args, **kwargs), {})
-        traits = Traits.of(subject._inner.traits)
+        inner = make(*args, **kwargs)
+        traits = Traits.of(inner.traits)
         other = {"better": "worse", "worse": "better"}
+        subject: Any = Wrapped(inner, {})
         subject.traits = replace(traits, diversity={name: other[way] for name, way in traits.diversity.items()})
         return subject
 
@@ -191,7 +204,9 @@ DIVERSITY = (
     Mutant(
         "diversity_is_of_the_different_texts",
         (),
-        wrapped(diversity=lambda inner, texts: inner.diversity([*dict.fromkeys(texts), *texts][: max(2, len(set(texts)))])),
+        wrapped(
+            diversity=lambda inner, texts: inner.diversity([*dict.fromkeys(texts), *texts][: max(2, len(set(texts)))])
+        ),
     ),
 )
 

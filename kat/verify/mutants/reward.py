@@ -94,7 +94,9 @@ SCORES = (
         padding(lambda row, end: int((row == end).nonzero()[0]) - 1),
         native=True,
     ),
-    Mutant("score_is_read_where_pads_are_counted", ("RM4",), padding(lambda row, end: int((row != end).sum()) - 1), True),
+    Mutant(
+        "score_is_read_where_pads_are_counted", ("RM4",), padding(lambda row, end: int((row != end).sum()) - 1), True
+    ),
     Mutant(
         "first_of_two_responses_scores_higher",
         ("RM7",),
