@@ -151,8 +151,8 @@ def test_planted_bug_is_found(name: str) -> None:
     assert verdict.killers == (KILLER[name],), verdict
 
 
-# Not these: hashes differ between processes only, the other subject's metrics are no Gini and notice no copy that is left
-# out, and its layers have other names.
+# Not these: hashes differ between processes only, the other subject's metrics are no Gini and notice no copy that is
+# left out, and its layers have other names.
 ONLY_KAT = {"embedding_is_seeded_by_hash", "gini_is_off_by_one_type", "diversity_is_of_the_different_texts"}
 ONLY_KAT |= {"reward_checkpoint_lacks_the_trained_blocks", "reward_checkpoint_lacks_the_embedding"}
 

@@ -163,7 +163,7 @@ def margin_is_antisymmetric(lab: Lab) -> None:
         raise Vacuous(f"no margin exceeds {EFFECT:g}")
 
 
-@check(family="reward", level=1, needs={"score"}, kind="metamorphic", tol=1e-6, catches=("RM4", "DM22", "TK10", "RM7"))
+@check(family="reward", level=1, needs={"score"}, kind="metamorphic", tol=1e-6, catches=("RM4", "DM22", "TK10", "RM1"))
 def score_reads_prompt_and_response(lab: Lab) -> None:
     """A score changes with each turn of the prompt and with the beginning, the end, the letters' case, the line breaks
     and the length of the response: all text is read, verbatim."""
@@ -311,15 +311,24 @@ def _gradient(updates: Sequence[Update]) -> Named:
     return {name: value for update in updates for name, value in update.gradients.items()}
 
 
-@check(family="reward", level=2, needs={"reward_step", "score_pair"}, kind="oracle", tol=0.05, catches=("RM3", "LN4"))
+@check(
+    family="reward",
+    level=2,
+    needs={"reward_step", "score_pair"},
+    kind="oracle",
+    tol=0.05,
+    catches=("RM3", "LN4", "DE7"),
+)
 def reward_gradient_is_that_of_the_loss(lab: Lab) -> None:
-    """The gradient that the optimizer sees is that of the mean of softplus(-margin): in each tensor it agrees with the
-    difference quotient of that mean along it, up to one factor for all tensors (clipping)."""
+    """The gradient that the optimizer sees is that of the mean of softplus(-margin), each times the pair's weight where
+    there are weights: in each tensor it agrees with the difference quotient of that mean along it, up to one factor for
+    all tensors (clipping)."""
     subject, some = judge(lab), pairs(lab, 4)
+    factors = [0.5, 2.0, 0.0, 1.5] if accepts(subject.reward_step, "weights") else None
     weights = parameters(weights_of(lab, subject))
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     with watched(RewardWeights(subject)) as updates:
-        metrics = subject.reward_step([some])
+        metrics = subject.reward_step([some], **({} if factors is None else {"weights": [factors]}))
     gradient = _gradient(updates)
     lab.require(updates, "reward_step does not update its weights with a torch optimizer")
     if not norm(gradient) > 0:
@@ -329,7 +338,7 @@ def reward_gradient_is_that_of_the_loss(lab: Lab) -> None:
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.copy_(before[name] + step * direction[name] if name in direction else before[name])
-        return loss_of([margin(subject, pair) for pair in some])
+        return loss_of([margin(subject, pair) for pair in some], factors)
 
     def quotient(direction: Named) -> float:
         """By the gradient's length: 1 / the factor of clipping, where the gradient is right."""
@@ -338,7 +347,7 @@ def reward_gradient_is_that_of_the_loss(lab: Lab) -> None:
         return (mean_loss(unit, STEP) - mean_loss(unit, -STEP)) / (2 * STEP) / length
 
     factor = quotient(gradient)
-    case = f"{len(some)} pairs in one micro-batch"
+    case = f"{len(some)} pairs in one micro-batch" + (f", weights {factors}" if factors else "")
     if not factor > 1 - lab.tol:  # clipping makes a gradient smaller, nothing makes it larger
         raise Failed(
             f"along the gradient the loss changes by {factor:.4g} times what the gradient says",
@@ -367,7 +376,7 @@ def reward_gradient_is_that_of_the_loss(lab: Lab) -> None:
 STEP = 0.02  # of the difference quotients, as the length of the change
 
 
-@check(family="reward", level=2, needs={"reward_step", "score_pair"}, kind="metamorphic", catches=("RM6", "CR4"))
+@check(family="reward", level=2, needs={"reward_step", "score_pair"}, kind="metamorphic", catches=("RM6",))
 def reward_step_moves_what_has_a_rate(lab: Lab) -> None:
     """After two steps every tensor in a group of the optimizer with a rate above 0 has changed, if margins depend on
     it, and every other tensor is the same bit for bit."""
