@@ -203,7 +203,7 @@ def test_failures_say_what_is_wrong(mutant: str, check: str, said: list[str]) ->
     (failure,) = kills(PLANTED[mutant], [CHECKS[check]], NATIVE).failures
     text = " ".join(failure_text(failure, 110).split())
     assert not [one for one in said if one not in text], text
-    assert f"kat verify native with {mutant} -k {check}" in text
+    assert f"kat verify 'native with {mutant}' -k {check}" in text
 
 
 def test_a_mutant_is_opened_by_its_name() -> None:

@@ -351,8 +351,8 @@ def reward_gradient_is_that_of_the_loss(lab: Lab) -> None:
     if not factor > 1 - lab.tol:  # clipping makes a gradient smaller, nothing makes it larger
         raise Failed(
             f"along the gradient the loss changes by {factor:.4g} times what the gradient says",
-            measured=factor,
-            tolerance=1.0,
+            measured=1 - factor,
+            tolerance=lab.tol,
             case=case,
             resembles="RM3" if factor < 0.1 else "LN4",
         )
