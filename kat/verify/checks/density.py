@@ -197,8 +197,8 @@ def _chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
 
 @check(family="density", level=0, needs={"sample_indices"}, kind="statistical", catches=("DE9",))
 def draws_follow_the_weights(lab: Lab) -> None:
-    """Each draw takes an index with the probability that is its weight: in one long schedule, and in the first half of
-    many short ones, whose seeds follow one another."""
+    """Each draw takes an index with the probability that is its weight: in one long schedule, and over many short ones
+    whose seeds follow one another."""
     w = np.array([0.3, 0.02, 0.02, 0.06, 0.05, 0.15, 0.05, 0.05, 0.1, 0.2])
     n = len(w)
 
@@ -221,8 +221,8 @@ def draws_follow_the_weights(lab: Lab) -> None:
 
 @check(family="density", level=0, needs={"sample_indices"}, kind="metamorphic")
 def draws_are_a_function_of_the_seed(lab: Lab) -> None:
-    """The same seed draws the same indices, whatever was drawn before, another seed others, and a shorter schedule is
-    no other choice of weights."""
+    """The same seed draws the same indices, whatever was drawn before and by whichever subject; another seed draws
+    others, and not the same in another order."""
     w = np.full(40, 1 / 40)
     first = list(map(int, lab.subject.sample_indices(w, 64, lab.seed)))
     np.random.rand(3)

@@ -362,6 +362,7 @@ def reward_gradient_is_that_of_the_loss(lab: Lab) -> None:
             abs(size / expected - 1),
             f"reward_step reports a gradient norm of {size:.4g}; by the difference quotient it is {expected:.4g}",
             case=case,
+            resembles="RM6",
         )
     largest = sorted(gradient, key=lambda name: -norm({name: gradient[name]}))[:6]
     for name in [name for name in largest if norm({name: gradient[name]}) > 0.05 * norm(gradient)]:
@@ -370,6 +371,7 @@ def reward_gradient_is_that_of_the_loss(lab: Lab) -> None:
             abs(own / factor - 1),
             f"along the gradient of {name} the loss changes by {own / factor:.4g} times what the gradient says",
             case=case,
+            resembles="RM6",
         )
 
 
