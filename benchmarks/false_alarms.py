@@ -3,9 +3,9 @@
     python benchmarks/false_alarms.py --log FILE.jsonl [--only "llama;trl-sft"] [-k EXPR] [--write docs/findings.md]
 
 Subjects: kat's own, kat's in other layouts (fused qkv, left padding, tied head, time-first cache, the other sign of the
-rotation, …), tiny random transformers models, and trl's SFTTrainer and RewardTrainer with their defaults. A seed draws the weights and all
-inputs. The log keeps what was run, so that a long run can be stopped and gone on with; with -k the checks that fit are
-run again and take the place of what the log has of them.
+rotation, …), tiny random transformers models, and trl's SFTTrainer and RewardTrainer with their defaults. A seed draws
+the weights and all inputs. The log keeps what was run, so that a long run can be stopped and gone on with; with -k the
+checks that fit are run again and take the place of what the log has of them.
 """
 
 import argparse
