@@ -3,9 +3,9 @@
     python benchmarks/false_alarms.py --log FILE.jsonl [--only "llama;trl-sft"] [-k EXPR] [--write docs/findings.md]
 
 Subjects: kat's own, kat's in other layouts (fused qkv, left padding, tied head, time-first cache, the other sign of the
-rotation, …), tiny random transformers models, and trl's SFTTrainer with its defaults. A seed draws the weights and all
-inputs. The log keeps what was run, so that a long run can be stopped and gone on with; with -k the checks that fit are
-run again and take the place of what the log has of them.
+rotation, …), tiny random transformers models, and trl's SFTTrainer and RewardTrainer with their defaults. A seed draws
+the weights and all inputs. The log keeps what was run, so that a long run can be stopped and gone on with; with -k the
+checks that fit are run again and take the place of what the log has of them.
 """
 
 import argparse
@@ -28,12 +28,16 @@ from tests.verify.test_model_checks import ASKED, VARIANTS, hf_make  # noqa: E40
 
 BEGIN, END = "<!-- false_alarms: begin -->", "<!-- false_alarms: end -->"
 # What fails for a reason that docs/findings.md gives.
-FINDINGS = {"trl-sft": {"broken_gradient_never_reaches_weights", "damaged_checkpoint_is_refused"}}
+FINDINGS = {
+    "trl-sft": {"broken_gradient_never_reaches_weights", "damaged_checkpoint_is_refused"},
+    "trl-reward": {"pairs_count_alike_in_any_micro_batch"},
+}
 
 SUBJECTS: dict[str, Callable[[], Make]] = {
     "native": lambda: native.make,
     **{name: lambda name=name: hf_make(name) for name in ASKED},  # type: ignore[misc]
     "trl-sft": lambda: open_subject("trl:sft").make,
+    "trl-reward": lambda: open_subject("trl:reward").make,
     **{f"native, {name}": lambda make=make: make for name, make in VARIANTS.items()},  # type: ignore[misc]
 }
 

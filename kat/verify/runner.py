@@ -4,6 +4,7 @@ import importlib.resources
 import json
 import os
 import random
+import shlex
 import signal
 import sys
 import time
@@ -151,7 +152,7 @@ def _offered(source: Source, seed: int, limit: float) -> frozenset[str] | Findin
             "ERROR",
             time.perf_counter() - started,
             _one_line(error),
-            command=f"kat verify {source.spec} --seed {seed}",
+            command=f"kat verify {shlex.quote(source.spec)} --seed {seed}",
             trace=traceback.format_exc(),
         )
 
@@ -164,7 +165,8 @@ def _run(source: Source, check: Check, offered: frozenset[str], seed: int, limit
     def finding(outcome: str, message: str = "", **more: Any) -> Finding:
         seconds = time.perf_counter() - started
         if outcome in ("FAIL", "ERROR", "VACUOUS"):
-            more["command"] = f"kat verify {source.spec} -k {check.id} --level {check.level} --seed {seed}"
+            spec = shlex.quote(source.spec)
+            more["command"] = f"kat verify {spec} -k {check.id} --level {check.level} --seed {seed}"
         return Finding(check.id, check.family, check.level, check.kind, check.claim, outcome, seconds, message, **more)
 
     if missing := sorted(check.needs - offered):

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -54,6 +54,9 @@ class Traits:
     data_parallel: where torch.distributed is initialised, the ranks' train_steps are one step on all their rows.
     logprobs: a completion's log-probabilities are "tempered", those at the sampling temperature over the whole
     vocabulary; "sampled", renormalised over what top_k leaves; or "raw", those at temperature 1.
+    density_max_ratio: of the largest density weight to the median. density_dose: the least total variation of density
+    weights from uniform ones, None where nothing is claimed. embeds_whole_texts: no token of a long text is cut.
+    diversity: what a higher value of each diversity metric is, "better" or "worse".
     """
 
     name: str = ""
@@ -89,6 +92,10 @@ class Traits:
     decay_1d: bool = False
     data_parallel: bool = False
     logprobs: str = "tempered"
+    density_max_ratio: float = 10.0
+    density_dose: float | None = None
+    embeds_whole_texts: bool = True
+    diversity: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         choices = {
@@ -105,6 +112,8 @@ class Traits:
                 raise ValueError(
                     f"trait {name} is {getattr(self, name)!r}; it is one of {', '.join(map(str, allowed))}"
                 )
+        if wrong := set(self.diversity.values()) - {"better", "worse"}:
+            raise ValueError(f"trait diversity holds {min(wrong)!r}; a higher value is 'better' or 'worse'")
         if not set(self.padding) <= {"left", "right"}:
             raise ValueError(f"trait padding is {self.padding!r}; it holds 'left', 'right' or both")
 
@@ -114,7 +123,7 @@ class Traits:
         attributes of these names."""
         if isinstance(declared, cls):
             return declared
-        names = {field.name for field in fields(cls)}
+        names = {one.name for one in fields(cls)}
         if isinstance(declared, Mapping):
             if unknown := sorted(set(declared) - names):
                 raise ValueError(f"unknown trait {unknown[0]!r}; known are {', '.join(sorted(names))}")
@@ -196,11 +205,18 @@ class Subject(Protocol):
     def score_pair(self, prompt: Sequence[Message], a: str, b: str) -> float:
         """The margin of a over b, from one batch that holds both."""
 
-    def reward_step(self, micro_batches: Sequence[Sequence[Preference]]) -> Mapping[str, float]:
-        """One optimizer step of the reward model: {"loss", …}."""
+    def reward_step(
+        self, micro_batches: Sequence[Sequence[Preference]], weights: Sequence[Sequence[float]] | None = None
+    ) -> Mapping[str, float]:
+        """One optimizer step of the reward model: {"loss", …}. weights, where the method takes them: what each pair's
+        loss counts, 1 on the average of the data set."""
 
     def reward_parameters(self) -> Iterable[tuple[str, Any]]:
         """Live weights of the reward model, where `named_parameters` are another model's."""
+
+    def reward_accuracy(self, pairs: Sequence[Preference]) -> float:
+        """The share of held-out pairs whose chosen response scores higher, a tie half; refuses prompts that it was
+        trained on by an exception."""
 
     # Reinforcement learning: N = P * G completions of P prompts, the G of one prompt one after another
     def rl_setup(self) -> Mapping[str, Mapping[str, Any]]:
@@ -225,6 +241,12 @@ class Subject(Protocol):
     def embed(self, texts: Sequence[str]) -> Any: ...
     def density_weights(self, embeddings: Any) -> Any: ...
     def sample_indices(self, weights: Any, n: int, seed: int) -> Sequence[int]: ...
+    def weights_of(self, known: Mapping[str, float], ids: Sequence[str]) -> Any:
+        """(n,) the weights of these ids, from those that were saved of all known ones; an exception where one is
+        missing."""
+
+    def diversity(self, texts: Sequence[str]) -> Mapping[str, float]:
+        """Metrics of how different texts are, each with a direction in traits.diversity."""
 
 
 Make = Callable[..., Any]
@@ -249,13 +271,17 @@ class Source:
 def open_subject(spec: str, overrides: Mapping[str, Any] | None = None) -> Source:
     """`native`, `kat:FOLDER`, `hf:FOLDER`, `trl:sft`, `package.module:make` or `path/to/adapter.py:make`.
 
-    overrides go to every call of make.
+    Behind any of them, ` with MUTANT` plants one of kat's mutants, so that its failures can be seen again. overrides
+    go to every call of make.
     """
     source = _open(spec)
     return replace(source, make=functools.partial(source.make, **overrides)) if overrides else source
 
 
 def _open(spec: str) -> Source:
+    good, planted, mutant = spec.rpartition(" with ")
+    if planted:
+        return _with_mutant(_open(good), mutant)
     kind, _, rest = spec.partition(":")
     if kind in ("native", "kat", "hf", "trl"):
         adapter = importlib.import_module(f"kat.verify.adapters.{'native' if kind == 'kat' else kind}")
@@ -271,6 +297,14 @@ def _open(spec: str) -> Source:
         raise UsageError(f"{spec}: {kind} has no function {rest!r}")
     file = getattr(module, "__file__", None)
     return Source(spec, module.__name__.rpartition(".")[2], make, Path(file).parent if file else None)
+
+
+def _with_mutant(good: Source, name: str) -> Source:
+    mutants = importlib.import_module("kat.verify.mutants").MUTANTS
+    for mutant in mutants:
+        if mutant.id == name:
+            return replace(good, spec=f"{good.spec} with {name}", make=mutant.plant(good.make))
+    raise UsageError(f"{good.spec} with {name}: no such mutant; docs/mutants.md names them all")
 
 
 def _import(name: str, spec: str) -> ModuleType:

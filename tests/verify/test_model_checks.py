@@ -401,6 +401,7 @@ class TiedHead(Variant):
     """Embedding and head are one tensor; kat's checkpoints have no place for that."""
 
     save = load = None
+    reward_accuracy = embed = diversity = None  # read a checkpoint
 
     def __init__(self, inner: Any) -> None:
         super().__init__(inner)

@@ -40,7 +40,7 @@ def test_a_margin_is_the_difference_of_two_scores(reward) -> None:
 def test_a_step_of_the_reward_model(reward) -> None:
     pairs = [(ASK, "river", "stone"), (ASK, "owl", "glass mill")]
     margins = torch.tensor([reward.score_pair(*pair) for pair in pairs])
-    metrics = reward.train_step([pairs[:1], pairs[1:]])
+    metrics = reward.reward_step([pairs[:1], pairs[1:]])
     assert metrics["loss"] == pytest.approx(float(torch.nn.functional.softplus(-margins).mean()), abs=1e-5)
     assert metrics["margin"] == pytest.approx(float(margins.mean()), abs=1e-5)
     assert all(reward.score_pair(*pair) > margin for pair, margin in zip(pairs, margins, strict=True))

@@ -36,6 +36,7 @@ from kat.trainers.native import CausalTask, token_losses
 from kat.trainers.protocol import Job
 from kat.trainers.run_folder import load_state, newest_state, save_state
 from kat.trainers.schedules import lr_share
+from kat.verify.adapters.native_preferences import TRAITS, Preferences
 from kat.verify.subject import Batch, Completion, Make, Message, Row, Traits
 
 TOTAL_STEPS = 20
@@ -82,7 +83,7 @@ def tiny_tokenizer() -> Tokenizer:
     return train_tokenizer([" ".join(rng.choices(words, k=12)) + "." for _ in range(200)], vocab_size=300)
 
 
-class NativeSubject:
+class NativeSubject(Preferences):
     """See kat.verify.subject.Subject; batches carry inputs, shifted targets and document numbers."""
 
     variants: Sequence[dict[str, Any]] = (
@@ -134,6 +135,7 @@ class NativeSubject:
             total_steps=s.steps,
             max_grad_norm=s.clip,
             data_parallel=True,
+            **TRAITS,
         )
 
     # Text
@@ -265,6 +267,7 @@ class NativeSubject:
         """A checkpoint folder and the trainer's state beside it."""
         save_checkpoint(path / "model", self.model, self.tokenizer, {"stage": "sft", "step": self.loop.step})
         save_state(path / "training", self.loop.state())
+        self.save_reward(path)
 
     def load(self, path: Path) -> None:
         """Go on with what was saved; like a resumed run, with the seed that it was made with."""
@@ -275,6 +278,7 @@ class NativeSubject:
         self.seed = state.values["cursor"]["seed"]
         self._start(load_checkpoint(path / "model").model)
         self.loop.restore(state)
+        self.load_reward(path)
 
     # Evaluation
 

@@ -6,6 +6,7 @@ What a subject is given goes into trl's own methods: a text through its preparat
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,9 +18,10 @@ from kat.trainers.trl_model import sequence_classifier
 from kat.verify.adapters import native
 from kat.verify.adapters.trl import step_metrics
 from kat.verify.adapters.trl_subject import BOS, EOS, PAD, TrlSubject, quiet, tiny_model, tiny_tokenizer
-from kat.verify.subject import Message
+from kat.verify.subject import Message, Preference, Traits
 
 LONGEST = 16  # tokens of a completion
+LONGEST_PAIR = 256  # tokens of a prompt and a response
 Rollout = Mapping[str, Any]
 
 
@@ -34,8 +36,7 @@ def make_grpo(seed: int = 0, tiny: bool = True, **overrides: Any) -> "GRPOSubjec
 
 
 class RewardSubject(TrlSubject):
-    """A prompt is a list of messages, a response a text; a batch of train_step is triples (prompt, chosen,
-    rejected).
+    """A prompt is a list of messages, a response a text.
 
     transformers' NanoChat with a scalar head, on kat's tokenizer and chat template.
     """
@@ -58,7 +59,7 @@ class RewardSubject(TrlSubject):
                 num_hidden_layers=2,
                 num_attention_heads=4,
                 num_key_value_heads=2,
-                max_position_embeddings=256,
+                max_position_embeddings=LONGEST_PAIR,
                 pad_token_id=tokenizer.pad_token_id,
             )
             config.num_labels = 1
@@ -71,6 +72,13 @@ class RewardSubject(TrlSubject):
             )
             self.begin(trainer)
 
+    @property
+    def traits(self) -> Traits:
+        """Of kat's tokenizer; the model reads rows of any length."""
+        tokenizer = self.trainer.processing_class
+        ids = {"pad_id": tokenizer.pad_token_id, "bos_id": tokenizer.bos_token_id, "eos_ids": (tokenizer.eos_token_id,)}
+        return replace(super().traits, vocab=len(tokenizer), max_len=LONGEST_PAIR, special_ids=(), **ids)
+
     def score(self, prompt: Sequence[Message], response: str) -> float:
         return self._scores([(prompt, response, response)])[0]
 
@@ -79,11 +87,11 @@ class RewardSubject(TrlSubject):
         chosen, rejected = self._scores([(prompt, a, b)])
         return chosen - rejected
 
-    def train_step(self, micro_batches: Sequence[Sequence[tuple[Sequence[Message], str, str]]]) -> Mapping[str, float]:
+    def reward_step(self, micro_batches: Sequence[Sequence[Preference]]) -> Mapping[str, float]:
         log = self.step([self._batch(pairs) for pairs in micro_batches])
         return {**step_metrics(log), "accuracy": log["accuracy"], "margin": log["margin"]}
 
-    def _batch(self, pairs: Sequence[tuple[Sequence[Message], str, str]]) -> dict[str, Tensor]:
+    def _batch(self, pairs: Sequence[Preference]) -> dict[str, Tensor]:
         trainer = self.trainer
         with quiet():
             data = trainer._prepare_dataset(_pairs(pairs), trainer.processing_class, trainer.args, "train")
@@ -91,7 +99,7 @@ class RewardSubject(TrlSubject):
         return trainer.data_collator([{name: row[name] for name in names} for row in data])
 
     @torch.no_grad()
-    def _scores(self, pairs: Sequence[tuple[Sequence[Message], str, str]]) -> list[float]:
+    def _scores(self, pairs: Sequence[Preference]) -> list[float]:
         _, outputs = self.trainer.compute_loss(self.model, self._batch(pairs), return_outputs=True)
         return outputs.logits[:, 0].tolist()
 
@@ -215,7 +223,7 @@ class GRPOSubject(TrlSubject):
         }
 
 
-def _pairs(pairs: Sequence[tuple[Sequence[Message], str, str]]) -> Any:
+def _pairs(pairs: Sequence[Preference]) -> Any:
     from datasets import Dataset
 
     def answer(text: str) -> list[Message]:

@@ -6,6 +6,7 @@ from kat.verify.check import Check
 from kat.verify.checks import (
     cache,
     data,
+    density,
     distributed,
     evaluation,
     forward,
@@ -13,6 +14,7 @@ from kat.verify.checks import (
     loss,
     optimiser,
     resume,
+    reward,
     tokenizer,
 )
 
@@ -26,6 +28,8 @@ MODULES: tuple[ModuleType, ...] = (
     optimiser,
     resume,
     evaluation,
+    reward,
+    density,
     distributed,
 )
 

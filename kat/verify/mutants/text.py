@@ -18,7 +18,6 @@ from kat.verify.subject import Batch, Message, Row
 # Rows of the text families without a corresponding place in the contract or in kat as it is.
 NO_COUNTERPART: dict[str, str] = {
     "DM12": "completion log-probabilities come with the RL capabilities",
-    "DM14": "preference pairs come with the reward capabilities; too long rows of one text are DM11 and DM17 here",
     "DM16": "a batch without targets belongs to the loss family",
     "TK8": "rollouts come with the RL capabilities",
     "TK9": "rollouts come with the RL capabilities",
@@ -27,8 +26,6 @@ NO_COUNTERPART: dict[str, str] = {
     "EV11": "no Brier score",
     "EV14": "no stop strings; generation ends by id",
     "EV15": "no scoring of letter ids in the contract",
-    "EV17": "no diversity metric",
-    "EV18": "no evaluation of whole models in the contract",
     "EV19": "manifests of experiments are kat audit's",
     "EV20": "eval_loss against loss belongs to the loss family",
     "EV22": "the number of completions belongs to the generation family",

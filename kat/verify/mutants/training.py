@@ -18,7 +18,6 @@ GPT = "kat.model.gpt.GPT"
 IGNORE = -1
 
 NO_COUNTERPART: dict[str, str] = {
-    "LN3": "preference losses: there is no DPO, ORPO or GRPO stage yet",
     "LN8": "one aggregation only: kat trains on the token mean",
     "LN12": "no distillation loss",
     "LN16": "no entropy metric",
