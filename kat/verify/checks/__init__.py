@@ -11,8 +11,10 @@ from kat.verify.checks import (
     forward,
     generation,
     loss,
+    objective,
     optimiser,
     resume,
+    rl,
     tokenizer,
 )
 
@@ -26,6 +28,8 @@ MODULES: tuple[ModuleType, ...] = (
     optimiser,
     resume,
     evaluation,
+    objective,
+    rl,
     distributed,
 )
 
