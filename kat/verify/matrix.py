@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kat.verify.check import Check
-from kat.verify.mutants import model, text, training
+from kat.verify.mutants import model, rl, text, training
 from kat.verify.mutants.mutant import Mutant
 from kat.verify.runner import Finding, catalogue, run_checks
 from kat.verify.show import failure_text
@@ -14,6 +14,7 @@ PLANTED_IN = (
     (text.MUTANTS, ("tokenizer", "data", "evaluation")),
     (model.MUTANTS, ("forward", "cache", "generation")),
     (training.MUTANTS, ("loss", "optimiser", "resume", "distributed")),
+    (rl.MUTANTS, ("rl",)),
 )
 
 
@@ -130,8 +131,8 @@ def matrix_markdown(verdicts: Sequence[Verdict], checks: Sequence[Check], spec: 
 def unplanted() -> dict[str, str]:
     """Catalogue rows that no mutant repeats, with the reason."""
     planted = {row for mutants, _ in PLANTED_IN for mutant in mutants for row in mutant.rows}
-    reasons = model.NO_COUNTERPART | text.NO_COUNTERPART | training.NO_COUNTERPART
-    later = {"RM": "reward models: not in kat yet", "RL": "reinforcement learning: not in kat yet"}
+    reasons = model.NO_COUNTERPART | text.NO_COUNTERPART | training.NO_COUNTERPART | rl.NO_COUNTERPART
+    later = {"RM": "reward models: not in kat yet"}
     later["DE"] = "density weights: not in kat yet"
     later["VQ"] = "about tests, not code: `kat verify --lint-tests` finds it; VQ7 is what VACUOUS is for"
     missing = [row for row in catalogue() if row not in planted]

@@ -24,10 +24,13 @@ REWARDS = torch.tensor([[1.0, 0.0, 0.5, -1.0], [2.0, 2.0, 2.0, 2.0], [0.0, -0.5,
 
 @check(family="rl", level=2, needs=STEP, kind="metamorphic", catches=("RL1", "RL10"))
 def policy_starts_as_the_reference(lab: Lab) -> None:
-    """Before the first step the policy's weights are the reference's, bit for bit, in memory of their own; steps move
-    the policy and leave the reference as it was."""
+    """Before the first step the policy's weights are the model's that was given and the reference's, bit for bit, in
+    memory of their own; steps move the policy and leave the reference as it was."""
     setup = lab.subject.rl_setup()
     policy, reference = setup["policy"], setup["reference"]
+    for name, value in (parameters(lab.fresh()) if lab.has("named_parameters") else {}).items():
+        if name in policy and not torch.equal(value, policy[name]):
+            raise Failed("the policy does not start as the model that was given", case=name, resembles="RL1")
     lab.equal(sorted(policy), sorted(reference), "the reference's tensors")
     for name, value in policy.items():
         if not torch.equal(value, reference[name]):
@@ -128,22 +131,24 @@ def rollouts_follow_the_current_policy(lab: Lab) -> None:
     lessons = [words[:2], words[2:4], words[4:]]
     before = [_probability(lab, subject, traits, *pair) for pair in zip(prompts, lessons, strict=True)]
     rolled(lab, subject, prompts, 2, seed=lab.seed)
-    teach(lab, subject, list(zip(prompts, lessons, strict=True)))
+    teach(lab, subject, list(zip(prompts, lessons, strict=True)), margin=6.0)
     p = [_probability(lab, subject, traits, *pair) for pair in zip(prompts, lessons, strict=True)]
-    if not sum(p) > 10 * sum(before) + 0.1:
-        raise Vacuous(f"what was taught has probability {sum(p) / len(p):.2g}, before {sum(before) / len(p):.2g}")
-    n, seen = 12, {}
+    if not min(p) > 0.3 + max(before):
+        raise Vacuous(f"what was taught has probability {min(p):.2g}, before {max(before):.2g}")
+    n = 12
 
     def p_value(seed: int) -> float:
         made = rolled(lab, subject, prompts, n, seed=seed)
-        hits = sum(row.ids[:2] == lessons[i // n] for i, row in enumerate(made))
-        seen[seed] = hits
-        return float(min(1.0, 2 * min(binom.cdf(hits, len(made), min(p)), binom.sf(hits - 1, len(made), max(p)))))
+        values = []
+        for i, (lesson, share) in enumerate(zip(lessons, p, strict=True)):
+            hits = sum(row.ids[: len(lesson)] == lesson for row in made[i * n : (i + 1) * n])
+            values += [binom.cdf(hits, n, share), binom.sf(hits - 1, n, share)]
+        return min(1.0, len(values) * float(min(values)))
 
     lab.statistical(
         p_value,
-        f"completions that the policy was taught have probability {min(p):.2g} to {max(p):.2g} a sample; of "
-        f"{n * len(p)} samples these are as many as (before it was taught {max(before):.1g})",
+        f"completions that the policy has learned, of probability {min(p):.2g} to {max(p):.2g} (before it learned them "
+        f"{max(before):.1g}), do not come so often in its rollouts",
         n=n * len(p),
     )
 
@@ -157,7 +162,7 @@ def rl_step_descends_the_declared_objective(lab: Lab) -> None:
         if traits.kl_target is not None:
             continue  # the coefficient has a check of its own
         reference = _random_weights(lab, subject, SPREAD)
-        made = subject.rollout(_prompts(lab), 4, lab.seed)
+        made = _ragged(subject.rollout(_prompts(lab), 4, lab.seed))
         for stale in (False, True):
             if stale:
                 _disturb(lab, subject)
@@ -179,7 +184,7 @@ def rl_step_metrics_match_their_definition(lab: Lab) -> None:
     seen: set[str] = set()
     for subject, traits, note in variants(lab):
         reference = _random_weights(lab, subject, SPREAD)
-        made = subject.rollout(_prompts(lab), 4, lab.seed)
+        made = _ragged(subject.rollout(_prompts(lab), 4, lab.seed))
         expected = Expected.of(lab, subject, reference, traits, made, REWARDS).metrics
         metrics = subject.rl_step(made, REWARDS)
         for name, value in expected.items():
@@ -429,6 +434,14 @@ def _probability(lab: Lab, subject: Any, traits: Traits, prompt: list[int], ids:
 
 
 # Steps
+
+
+def _ragged(made: Rollout) -> Rollout:
+    """The rollout with completions cut to very different lengths; what stood after them still does, outside the mask."""
+    mask = torch.as_tensor(made["mask"]).clone()
+    for i in range(len(mask)):
+        mask[i, (mask.size(1), 3, 1, 6, 4, 9, 2)[i % 7] :] = 0
+    return {**made, "mask": mask}
 
 
 @dataclass(frozen=True)

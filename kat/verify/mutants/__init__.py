@@ -1,6 +1,6 @@
 """Every planted bug."""
 
-from kat.verify.mutants import model, text, training
+from kat.verify.mutants import model, rl, text, training
 from kat.verify.mutants.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*text.MUTANTS, *model.MUTANTS, *training.MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (*text.MUTANTS, *model.MUTANTS, *training.MUTANTS, *rl.MUTANTS)
