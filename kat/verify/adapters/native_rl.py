@@ -134,7 +134,9 @@ class NativeRL:
         made = self._task(prompts, n, seed).roll_out()
         heads = [list(prompt) for prompt in prompts for _ in range(n)]
         width = max(made.ids.size(1) - len(head) for head in heads)
-        parts: dict[str, Any] = {"prompt_ids": [ids[: len(head)].tolist() for ids, head in zip(made.ids, heads, strict=True)]}
+        parts: dict[str, Any] = {
+            "prompt_ids": [ids[: len(head)].tolist() for ids, head in zip(made.ids, heads, strict=True)]
+        }
         for name, rows in (("completion_ids", made.ids), ("mask", made.mask), ("logprobs", made.old)):
             cut = [row[len(head) :] for row, head in zip(rows, heads, strict=True)]
             fill = self.tokenizer.pad_id if name == "completion_ids" else 0
@@ -181,7 +183,7 @@ class NativeRL:
         ]
         groups = [rows[i : i + n] for i in range(0, len(rows), n)]
         task = self._task(prompts, n, self.loop.step, rewards.flatten().tolist())
-        with mock.patch.object(rollouts, "sample", lambda *_: groups):
+        with mock.patch.object(rollouts, "sample", return_value=groups):
             task.rollout = task.roll_out()
         self.task = self.loop.task = task
         self.model.train()

@@ -15,6 +15,7 @@ from kat.verify.checks import (
     optimiser,
     resume,
     rl,
+    rollouts,
     tokenizer,
 )
 
@@ -29,6 +30,7 @@ MODULES: tuple[ModuleType, ...] = (
     resume,
     evaluation,
     objective,
+    rollouts,
     rl,
     distributed,
 )

@@ -21,10 +21,10 @@ CHOICES = {
 }
 
 
-@check(family="rl", level=0, needs={"advantages"}, kind="oracle", tol=1e-4, catches=("RL22", "SG4"))
+@check(family="rl", level=0, needs={"advantages"}, kind="oracle", tol=1e-4, catches=("RL22",))
 def advantages_follow_the_declared_formula(lab: Lab) -> None:
-    """Advantages are rewards minus their group's mean, over the declared standard deviation (n − 1) plus its epsilon;
-    exactly 0 where a group's rewards are equal, and the same when all rewards are raised by a constant."""
+    """Advantages are rewards minus their group's mean, over the declared standard deviation (n − 1) plus its epsilon,
+    and the same when all rewards are raised by a constant."""
     for subject, traits, note in variants(lab):
         for rewards, what in _reward_tables(lab):
             found = advantages_of(subject, rewards)
@@ -35,12 +35,21 @@ def advantages_follow_the_declared_formula(lab: Lab) -> None:
             raised = advantages_of(subject, rewards + 4)
             worst = float(((raised - found).abs() / expected.abs().clamp(min=1)).max())
             lab.at_most(worst, "advantages change when every reward is raised by 4", case=case)
+
+
+@check(family="rl", level=0, needs={"advantages"}, kind="oracle", tol=0.0, catches=("RL26", "SG4"))
+def equal_rewards_give_no_advantage(lab: Lab) -> None:
+    """A group of equal rewards has advantages of exactly 0, whatever the rounding of its mean, and a group whose
+    rewards differ has some.
+
+    An optimizer that divides by the gradient's size makes a full step of the smallest."""
+    for subject, _, note in variants(lab):
         for size, value in ((4, 0.1), (3, -2.3), (8, 0.1), (8, 0.3), (7, 0.7), (6, 1 / 3)):
             rewards = torch.full((2, size), value)
             rewards[1, 0] += 1
             found = advantages_of(subject, rewards)
             case = f"a group of {size} rewards of {value:.3g}, and another group whose rewards differ{note}"
-            lab.at_most(float(found[0].abs().max()), "a group of equal rewards has advantages", case=case, tol=0.0)
+            lab.at_most(float(found[0].abs().max()), "a group of equal rewards has advantages", case=case)
             if not found[1].abs().max() > 0.1:
                 raise Failed("a group with different rewards has no advantages", case=case, resembles="RL22")
 
@@ -59,11 +68,7 @@ def policy_loss_is_the_declared_objective(lab: Lab) -> None:
     for subject, traits, note in variants(lab):
         for _ in range(3):
             data = ragged(lab, traits)
-            logprobs = data["logprobs"].clone().requires_grad_()
-            loss, _ = loss_of(subject, {**data, "logprobs": logprobs})
-            (gradient,) = torch.autograd.grad(loss, logprobs, allow_unused=True)
-            if gradient is None:
-                raise Failed("no gradient reaches the log-probabilities", case=_sizes(data) + note, resembles="RL2")
+            loss, gradient = _with_gradient(subject, data)
             expected, slope = objective(data, traits)
             instead = "" if _near(loss, expected, lab.tol) else _other_objective(data, traits, loss, lab.tol)
             lab.close(loss, expected, f"the loss is not the declared one{instead}", case=_sizes(data) + note)
@@ -78,7 +83,9 @@ def policy_loss_is_the_declared_objective(lab: Lab) -> None:
             )
 
 
-@check(family="rl", level=0, needs={"policy_loss"}, kind="metamorphic", tol=1e-5, catches=("RL7", "RL16", "RL3", "LN10"))
+@check(
+    family="rl", level=0, needs={"policy_loss"}, kind="metamorphic", tol=1e-5, catches=("RL7", "RL16", "RL3", "LN10")
+)
 def policy_loss_sees_counted_tokens_alone(lab: Lab) -> None:
     """What stands outside the mask has no influence on the loss and gets no gradient; columns of padding and the order
     of the rows change nothing."""
@@ -317,6 +324,8 @@ def _reward_tables(lab: Lab) -> Iterator[tuple[Tensor, str]]:
 def _with_gradient(subject: Any, data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     logprobs = data["logprobs"].clone().requires_grad_()
     loss, _ = loss_of(subject, {**data, "logprobs": logprobs})
+    if not loss.requires_grad:
+        raise Failed("the loss is not on the graph of the log-probabilities: nothing is learned", resembles="RL2")
     (gradient,) = torch.autograd.grad(loss, logprobs, allow_unused=True)
     return loss.detach(), torch.zeros_like(logprobs) if gradient is None else gradient
 
@@ -325,18 +334,17 @@ def _other_objective(data: dict[str, Tensor], traits: Traits, loss: Tensor, tol:
     """Words for the design whose loss this is, where it is one that could have been declared."""
     for name in ("aggregation", "kl"):
         for value in CHOICES[name]:
-            if value != getattr(traits, name) and _near(
-                loss, objective(data, replace(traits, **{name: value}))[0], tol
-            ):
+            other = Traits.of({**vars(traits), name: value})
+            if value != getattr(traits, name) and _near(loss, objective(data, other)[0], tol):
                 return f", but that of {name} {value!r} ({getattr(traits, name)!r} is declared)"
     return ""
 
 
 def _other_scale(found: Tensor, rewards: Tensor, traits: Traits) -> str:
     for value in CHOICES["advantage_scale"]:
-        if value != traits.advantage_scale:
-            if (found - expected_advantages(rewards, replace(traits, advantage_scale=value))).abs().max() < 1e-5:
-                return f", but those of advantage_scale {value!r} ({traits.advantage_scale!r} is declared)"
+        other = expected_advantages(rewards, replace(traits, advantage_scale=value))
+        if value != traits.advantage_scale and (found - other).abs().max() < 1e-5:
+            return f", but those of advantage_scale {value!r} ({traits.advantage_scale!r} is declared)"
     return ""
 
 

@@ -1,6 +1,5 @@
 """Planted bugs of reinforcement learning: setup, rollouts, advantages, the objective, steps and what they report."""
 
-import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -180,36 +179,37 @@ def _end_as_text(inner: Any, made: Rollout) -> None:
 
 def _budget_one_short(inner: Any, made: Rollout) -> None:
     limit = traits_of(inner).max_new_tokens
-    for i, length in _last(made):
-        made["mask"][i, limit - 1 :] = 0
+    made["mask"][:, limit - 1 :] = 0
+
+
+@torch.no_grad()
+def _exchanged(inner: Any, weights: Any, target: str) -> Callable[[], None]:
+    """Give `target` these weights; what puts its own back."""
+    setup = inner.rl_setup()
+    kept = {name: value.clone() for name, value in setup[target].items()}
+
+    def give(values: Any) -> None:
+        with torch.no_grad():
+            for name, value in setup[target].items():
+                value.copy_(values[name])
+
+    give(weights)
+    return functools.partial(give, kept)
 
 
 def _stale_sampler(inner: Any, prompts: Any, n: int, seed: int) -> Rollout:
     """The engine keeps the weights that it started with; log-probabilities are the trainer's."""
     if "_engine" not in vars(inner):
-        inner._engine = copy.deepcopy(inner)
-    made = dict(inner._engine.rollout(prompts, n, seed))
+        inner._engine = {name: value.clone() for name, value in inner.rl_setup()["policy"].items()}
+    put_back = _exchanged(inner, inner._engine, "policy")
+    made = dict(inner.rollout(prompts, n, seed))
+    put_back()
     _score(inner, made, traits_of(inner).temperature)
     return made
 
 
-@torch.no_grad()
-def _exchanged(inner: Any, source: str, target: str) -> Callable[[], None]:
-    """Give `target` the weights of `source`; what puts the old ones back."""
-    setup = inner.rl_setup()
-    kept = {name: value.clone() for name, value in setup[target].items()}
-
-    def give(values: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, value in setup[target].items():
-                value.copy_(values[name])
-
-    give(dict(setup[source]))
-    return functools.partial(give, kept)
-
-
 def _sampled_from_reference(inner: Any, prompts: Any, n: int, seed: int) -> Rollout:
-    put_back = _exchanged(inner, "reference", "policy")
+    put_back = _exchanged(inner, inner.rl_setup()["reference"], "policy")
     made = dict(inner.rollout(prompts, n, seed))
     put_back()
     _score(inner, made, traits_of(inner).temperature)
@@ -281,7 +281,9 @@ ADVANTAGES = (
         advantages_by(lambda r: _centred(r) / (r.std(1, keepdim=True, correction=0) + 1e-4)),
     ),
     Mutant("epsilon_under_the_root", (), advantages_by(lambda r: _centred(r) / (r.var(1, keepdim=True) + 1e-4).sqrt())),
-    Mutant("baseline_of_the_whole_batch", (), advantages_by(lambda r: (r - r.mean()) / (r.std(1, keepdim=True) + 1e-4))),
+    Mutant(
+        "baseline_of_the_whole_batch", (), advantages_by(lambda r: (r - r.mean()) / (r.std(1, keepdim=True) + 1e-4))
+    ),
     Mutant("scaled_by_the_batch", (), advantages_by(lambda r: _centred(r) / (r.std() + 1e-4))),
     Mutant("not_scaled", (), advantages_by(_centred)),
     Mutant("baseline_leaves_itself_out", (), advantages_by(_leave_one_out)),
@@ -326,11 +328,11 @@ def _times_padding(inner: Any, good: Any, *data: Tensor) -> Tensor:
     return good(*data) * (data[-1].sum() / data[-1].numel())
 
 
-def _kl_part(weight: Callable[[float], float]) -> Callable[..., Tensor]:
+def _kl_part(weight: Callable[[float], float]) -> Callable[[Make], Make]:
     """The divergence term times weight(coefficient)."""
 
     def bad(inner: Any, good: Any, logprobs: Tensor, old: Tensor, ref: Tensor, *rest: Tensor) -> Tensor:
-        without = good(logprobs, old, logprobs.detach() if not traits_of(inner).kl == "exact" else ref, *rest)
+        without = good(logprobs, old, logprobs.detach(), *rest)
         return without + weight(traits_of(inner).kl_coef) * (good(logprobs, old, ref, *rest) - without)
 
     return combined(bad)
@@ -364,13 +366,14 @@ def _without_last(d: dict[str, Tensor]) -> Tensor:
 
 
 def tokens_by(
-    surrogate: Callable[..., Tensor], bounds: Callable[[float, float], tuple[float, float]] = lambda low, high: (low, high)
+    surrogate: Callable[..., Tensor],
+    bounds: Callable[[float, float], tuple[float, float]] = lambda low, high: (low, high),
 ) -> Callable[[Make], Make]:
     """kat's token losses, with surrogate(ratio, clipped ratio, advantages, logprobs) in the place of the minimum."""
 
     def replacement(good: Callable[..., Any]) -> Callable[..., Any]:
         def token_losses(logprobs: Tensor, old: Tensor, ref: Tensor, advantages: Tensor, **options: Any) -> Any:
-            losses, clipped = good(logprobs, old, ref, advantages, **options)
+            _, clipped = good(logprobs, old, ref, advantages, **options)
             kl, _ = good(logprobs, old, ref, torch.zeros_like(advantages), **options)
             low, high = bounds(options["clip_low"], options["clip_high"])
             ratio = torch.exp(logprobs - old)
@@ -431,7 +434,7 @@ OBJECTIVE = (
     Mutant("advantages_of_the_next_row", (), setting(advantages=lambda d: d["advantages"].roll(1))),
     Mutant("advantages_inverted", (), setting(advantages=lambda d: -d["advantages"])),
     Mutant("old_is_the_current_policy", (), setting(old=lambda d: d["logprobs"].detach())),
-    Mutant("loss_detached", (), combined(lambda inner, good, *data: good(*data).detach().requires_grad_())),
+    Mutant("loss_without_a_graph", ("RL2",), combined(lambda inner, good, *data: good(*data).detach())),
     Mutant(
         "maximum_instead_of_minimum",
         (),
@@ -476,7 +479,7 @@ def reporting(**values: Callable[[Any, dict[str, Any]], float]) -> Callable[[Mak
 
 
 def _reference_is_asked_as_policy(inner: Any, rollout: Any, rewards: Tensor) -> Any:
-    put_back = _exchanged(inner, "policy", "reference")
+    put_back = _exchanged(inner, inner.rl_setup()["policy"], "reference")
     metrics = inner.rl_step(rollout, rewards)
     put_back()
     return metrics
@@ -539,7 +542,12 @@ STEPS = (
         ),
         native=True,
     ),
-    Mutant("training_ignores_temperature", ("RL8",), patched(f"{GRPO}.completion_logits", around(_without_temperature)), True),
+    Mutant(
+        "training_ignores_temperature",
+        ("RL8",),
+        patched(f"{GRPO}.completion_logits", around(_without_temperature)),
+        True,
+    ),
     Mutant("step_recomputes_old", (), patched(f"{GRPO}.token_losses", around(_old_recomputed)), native=True),
     Mutant("prompt_tokens_count", (), patched(f"{ROLLOUT}.rows_of", around(_prompts_count)), native=True),
     Mutant("penalty_is_a_token_mean", ("RL15",), patched(f"{ROLLOUT}.penalise", _token_penalty), native=True),
