@@ -100,7 +100,7 @@ def rollouts_follow_the_current_policy(lab: Lab) -> None:
     lessons = [words[:2], words[2:4], words[4:]]
     before = [_probability(lab, subject, traits, *pair) for pair in zip(prompts, lessons, strict=True)]
     rolled(lab, subject, prompts, 2, seed=lab.seed)
-    teach(lab, subject, list(zip(prompts, lessons, strict=True)), margin=6.0)
+    teach(lab, subject, list(zip(prompts, lessons, strict=True)), steps=600, margin=4.0)
     p = [_probability(lab, subject, traits, *pair) for pair in zip(prompts, lessons, strict=True)]
     if not min(p) > 0.3 + max(before):
         raise Vacuous(f"what was taught has probability {min(p):.2g}, before {max(before):.2g}")
