@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kat.verify.check import Check
-from kat.verify.mutants import density, model, reward, text, training
+from kat.verify.mutants import density, model, reward, rl, text, training
 from kat.verify.mutants.mutant import Mutant
 from kat.verify.runner import Finding, catalogue, run_checks
 from kat.verify.show import failure_text
@@ -16,6 +16,7 @@ PLANTED_IN = (
     (training.MUTANTS, ("loss", "optimiser", "resume", "distributed")),
     (reward.MUTANTS, ("reward",)),
     (density.MUTANTS, ("density", "evaluation")),
+    (rl.MUTANTS, ("rl",)),
 )
 
 
@@ -132,12 +133,11 @@ def matrix_markdown(verdicts: Sequence[Verdict], checks: Sequence[Check], spec: 
 def unplanted() -> dict[str, str]:
     """Catalogue rows that no mutant repeats, with the reason."""
     planted = {row for mutants, _ in PLANTED_IN for mutant in mutants for row in mutant.rows}
-    reasons = model.NO_COUNTERPART | text.NO_COUNTERPART | training.NO_COUNTERPART
-    reasons |= reward.NO_COUNTERPART | density.NO_COUNTERPART
-    later = {"RL": "reinforcement learning: not in kat yet"}
-    later["VQ"] = "about tests, not code: `kat verify --lint-tests` finds it; VQ7 is what VACUOUS is for"
+    kinds = (model, text, training, reward, density, rl)
+    reasons = {row: why for kind in kinds for row, why in kind.NO_COUNTERPART.items()}
+    tests = "about tests, not code: `kat verify --lint-tests` finds it; VQ7 is what VACUOUS is for"
     missing = [row for row in catalogue() if row not in planted]
-    return {row: reasons.get(row) or later.get(row[:2], "no reason given") for row in missing}
+    return {row: reasons.get(row) or (tests if row.startswith("VQ") else "no reason given") for row in missing}
 
 
 def examples(verdicts: Sequence[Verdict], n: int) -> list[Finding]:

@@ -57,6 +57,19 @@ class Traits:
     density_max_ratio: of the largest density weight to the median. density_dose: the least total variation of density
     weights from uniform ones, None where nothing is claimed. embeds_whole_texts: no token of a long text is cut.
     diversity: what a higher value of each diversity metric is, "better" or "worse".
+    Of reinforcement learning: aggregation of the token losses of a step: "token-mean" (sum / number of counted
+    tokens), "sequence-mean" (mean over rows of their means) or "dr-grpo" (sum / (rows × max_new_tokens)).
+    advantage_scale: what centred rewards are divided by: the standard deviation (n − 1) of the "group" or of the whole
+    "batch", each plus advantage_eps, or nothing ("none").
+    clip_low, clip_high: the ratio is clipped to [1 − clip_low, 1 + clip_high].
+    kl: the divergence from the reference, times kl_coef: in the loss "loss_k3" (its gradient is that of KL(ref‖π)),
+    "loss_k3_weighted" (times the ratio, whose gradient is that of KL(π‖ref)), "loss_k2" or "exact" (over the
+    vocabulary; to policy_loss it is one of two tokens), in the reward "reward_k1" (the completion's whole log-ratio),
+    or "none". kl_target, kl_horizon: nats a token that the coefficient is steered to, by at most a fifth in so many
+    rollouts; None where it is fixed.
+    old_logprobs: a step compares the policy with the rollout's "stored" log-probabilities, or with those "recomputed"
+    at its start, which makes every ratio 1.
+    temperature, max_new_tokens: of a rollout.
     """
 
     name: str = ""
@@ -96,6 +109,18 @@ class Traits:
     density_dose: float | None = None
     embeds_whole_texts: bool = True
     diversity: Mapping[str, str] = field(default_factory=dict)
+    aggregation: str = "token-mean"
+    advantage_scale: str = "group"
+    advantage_eps: float = 1e-4
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl: str = "loss_k3"
+    kl_coef: float = 0.04
+    kl_target: float | None = None
+    kl_horizon: int = 1
+    old_logprobs: str = "stored"
+    temperature: float = 1.0
+    max_new_tokens: int = 32
 
     def __post_init__(self) -> None:
         choices = {
@@ -106,6 +131,10 @@ class Traits:
             "epoch_seed": ("any", "mixed"),
             "normalisation": (None, "NFC", "NFKC", "NFD", "NFKD"),
             "last_batch": ("kept", "dropped", "filled"),
+            "aggregation": ("token-mean", "sequence-mean", "dr-grpo"),
+            "advantage_scale": ("group", "batch", "none"),
+            "kl": ("loss_k3", "loss_k3_weighted", "loss_k2", "exact", "reward_k1", "none"),
+            "old_logprobs": ("stored", "recomputed"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -153,6 +182,8 @@ class Subject(Protocol):
     traits: Traits
     variants: Sequence[Mapping[str, Any]]
     """Optional: overrides for `make` that take the model's configuration off its defaults; saving must keep them."""
+    rl_variants: Sequence[Mapping[str, Any]]
+    """Optional: overrides for `make` that take reinforcement learning off its defaults, the model as it is."""
 
     def encode_conversation(self, messages: Sequence[Message]) -> Row: ...
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]: ...

@@ -297,6 +297,7 @@ class FusedQkv(Variant):
     nothing of it."""
 
     init_weights = eval_loss = accumulate = train_step = param_groups = None
+    rl_setup = rollout = completion_logprobs = rl_step = None
 
     def __init__(self, inner: Any) -> None:
         super().__init__(inner)
@@ -398,10 +399,11 @@ class RefusesLongRows(Variant):
 
 
 class TiedHead(Variant):
-    """Embedding and head are one tensor; kat's checkpoints have no place for that."""
+    """Embedding and head are one tensor; kat's checkpoints and optimisers have no place for that."""
 
     save = load = None
     reward_accuracy = embed = diversity = None  # read a checkpoint
+    rl_setup = rollout = completion_logprobs = advantages = policy_loss = rl_step = None
 
     def __init__(self, inner: Any) -> None:
         super().__init__(inner)

@@ -36,8 +36,9 @@ from kat.trainers.native import CausalTask, token_losses
 from kat.trainers.protocol import Job
 from kat.trainers.run_folder import load_state, newest_state, save_state
 from kat.trainers.schedules import lr_share
+from kat.verify.adapters import native_rl
 from kat.verify.adapters.native_preferences import TRAITS, Preferences
-from kat.verify.subject import Batch, Completion, Make, Message, Row, Traits
+from kat.verify.subject import Batch, Completion, Make, Message, Rollout, Row, Traits
 
 TOTAL_STEPS = 20
 N_EXAMPLES = 37  # a prime: no batch size divides it
@@ -68,8 +69,10 @@ def make(seed: int = 0, tiny: bool = True, checkpoint: Path | None = None, **ove
         model = GPT(config)
         model.init_weights(torch.Generator().manual_seed(seed))
     defaults = {"steps": TOTAL_STEPS, "warmup_steps": 4, "schedule": "linear", "final": 0.1, "peak": 1.0, "clip": 0.5}
+    overrides, rl_settings = native_rl.split(overrides)
     settings = make_settings(SftSettings, {**defaults, **overrides}, "native")
     subject = NativeSubject(model, tokenizer, settings, seed)
+    subject.rl_settings = rl_settings
     if checkpoint is not None:
         subject.variants = ()  # its configuration is what it is
     return subject
@@ -91,6 +94,9 @@ class NativeSubject(Preferences):
         {"rope_base": 500.0, "rope_table_dtype": "bfloat16", "softcap": 7.0, "norm_eps": 1e-3},
     )
 
+    rl_variants = native_rl.VARIANTS
+    rl_settings = native_rl.split({})[1]
+
     def __init__(self, model: GPT, tokenizer: Tokenizer, settings: TrainSettings, seed: int) -> None:
         self.tokenizer, self.settings, self.seed = tokenizer, settings, seed
         self._start(model)
@@ -101,6 +107,7 @@ class NativeSubject(Preferences):
     def _start(self, model: GPT) -> None:
         """(Re)build the training loop around a model."""
         self.model = model
+        self.__dict__.pop("rl", None)  # it was of another model
         examples = _examples(self.tokenizer, model.config.sequence_len)
         job = Job("sft", None, Path(), examples, None, self.settings, self.seed, "cpu", "float32", Path("native"), None)
         task = CausalTask(job, model.config, self.tokenizer, World())
@@ -136,6 +143,7 @@ class NativeSubject(Preferences):
             max_grad_norm=s.clip,
             data_parallel=True,
             **TRAITS,
+            **native_rl.traits(self.rl_settings),
         )
 
     # Text
@@ -279,6 +287,36 @@ class NativeSubject(Preferences):
         self._start(load_checkpoint(path / "model").model)
         self.loop.restore(state)
         self.load_reward(path)
+
+    # Reinforcement learning
+
+    @functools.cached_property
+    def rl(self) -> native_rl.NativeRL:
+        """GRPO, which starts from the model as it is when first asked for."""
+        out = _scratch() / "native-rl"
+        return native_rl.NativeRL(self.model, self.tokenizer, self.rl_settings, self.seed, world(), out)
+
+    def rl_setup(self) -> Mapping[str, Mapping[str, Tensor]]:
+        return self.rl.rl_setup()
+
+    def rollout(self, prompts: Sequence[Sequence[int]], n: int, seed: int) -> Rollout:
+        return self.rl.rollout(prompts, n, seed)
+
+    def completion_logprobs(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], temperature: float
+    ) -> Tensor:
+        return self.rl.completion_logprobs(prompt_ids, completion_ids, temperature)
+
+    def advantages(self, rewards: Tensor) -> Tensor:
+        return self.rl.advantages(rewards)
+
+    def policy_loss(
+        self, logprobs: Tensor, old: Tensor, ref: Tensor, advantages: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Mapping[str, float]]:
+        return self.rl.policy_loss(logprobs, old, ref, advantages, mask)
+
+    def rl_step(self, rollout: Rollout, rewards: Tensor) -> Mapping[str, float]:
+        return self.rl.rl_step(rollout, rewards)
 
     # Evaluation
 

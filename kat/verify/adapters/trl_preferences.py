@@ -18,11 +18,11 @@ from kat.trainers.trl_model import sequence_classifier
 from kat.verify.adapters import native
 from kat.verify.adapters.trl import step_metrics
 from kat.verify.adapters.trl_subject import BOS, EOS, PAD, TrlSubject, quiet, tiny_model, tiny_tokenizer
-from kat.verify.subject import Message, Preference, Traits
+from kat.verify.subject import Message, Preference, Rollout, Traits
 
 LONGEST = 16  # tokens of a completion
 LONGEST_PAIR = 256  # tokens of a prompt and a response
-Rollout = Mapping[str, Any]
+AGGREGATION = {"dapo": "token-mean", "bnpo": "token-mean", "grpo": "sequence-mean", "dr_grpo": "dr-grpo"}
 
 
 def make_reward(seed: int = 0, tiny: bool = True, **overrides: Any) -> "RewardSubject":
@@ -31,7 +31,7 @@ def make_reward(seed: int = 0, tiny: bool = True, **overrides: Any) -> "RewardSu
 
 
 def make_grpo(seed: int = 0, tiny: bool = True, **overrides: Any) -> "GRPOSubject":
-    """overrides: `model` ("llama" or "nanochat"), and anything that GRPOConfig takes."""
+    """overrides: `model` ("llama" or "nanochat"), `micro_batches` of a step, and anything that GRPOConfig takes."""
     return GRPOSubject(seed, overrides.pop("model", "llama"), overrides)
 
 
@@ -108,12 +108,19 @@ class GRPOSubject(TrlSubject):
     """Prompts and completions are lists of ids; a rollout's tensors are (N, T), groups one after another."""
 
     name = "trl-grpo"
+    rl_variants: Sequence[Mapping[str, Any]] = (
+        {"loss_type": "grpo", "scale_rewards": "batch", "temperature": 0.5, "epsilon_high": 0.28, "micro_batches": 2},
+        {"loss_type": "dr_grpo", "scale_rewards": "none", "temperature": 1.3, "use_bias_correction_kl": False},
+        {"micro_batches": 3, "beta": 0.2, "epsilon": 0.1},
+    )
 
     def __init__(self, seed: int, model: str, overrides: Mapping[str, Any]) -> None:
         from datasets import Dataset
 
         trl = importlib.import_module("trl")
         self._given: dict[str, Any] = {}
+        overrides = dict(overrides)
+        self.micro_batches = overrides.pop("micro_batches", 1)
         with quiet():
             arguments = {"max_completion_length": LONGEST, "beta": 0.04, "num_generations": 4, **overrides}
             args = trl.GRPOConfig(**self.arguments(seed, arguments))
@@ -128,6 +135,26 @@ class GRPOSubject(TrlSubject):
                 rollout_func=lambda prompts, trainer: dict(self._given),
             )
             self.begin(trainer)
+
+    @property
+    def traits(self) -> Traits:
+        args = self.trainer.args
+        kl = "loss_k3_weighted" if args.use_bias_correction_kl else "loss_k3"
+        return replace(
+            super().traits,
+            aggregation=AGGREGATION[args.loss_type],
+            advantage_scale=self.trainer.scale_rewards,
+            clip_low=self.trainer.epsilon_low,
+            clip_high=self.trainer.epsilon_high,
+            kl=kl if args.beta else "none",
+            kl_coef=args.beta,
+            old_logprobs="recomputed",  # by the model that has sampled, which is still the same
+            temperature=args.temperature,
+            max_new_tokens=args.max_completion_length,
+        )
+
+    def forward(self, ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
+        return self.model(input_ids=ids, attention_mask=attention_mask, position_ids=position_ids).logits
 
     def rl_setup(self) -> dict[str, dict[str, Tensor]]:
         return {"policy": self.model.state_dict(), "reference": self.trainer.ref_model.state_dict()}
@@ -174,6 +201,7 @@ class GRPOSubject(TrlSubject):
         self._give({**given, "mask": torch.ones(n, 2)}, rewards)
         self.model.train()
         made = self.trainer._generate_and_score_completions([{"prompt": "0"} for _ in range(n)])
+        self.trainer._metrics["train"].clear()  # the next step's log is of that step
         self.model.eval()
         return made["advantages"].view(rewards.shape)
 
@@ -206,8 +234,10 @@ class GRPOSubject(TrlSubject):
     def rl_step(self, rollout: Rollout, rewards: Tensor) -> Mapping[str, float]:
         """One optimizer step on the rollout, with rewards (P, G) of its rows in their order."""
         self._give(rollout, rewards)
-        self.trainer.args.per_device_train_batch_size = rewards.numel()
-        log = self.step([[{"prompt": "0"} for _ in range(rewards.numel())]])
+        rows, k = rewards.numel(), self.micro_batches
+        self.trainer.args.per_device_train_batch_size = rows // k
+        self.trainer.args.steps_per_generation = k
+        log = self.step([[{"prompt": "0"} for _ in range(rows)]] * k)
         return {**step_metrics(log), "reward": log["reward"], "kl": log["kl"], "entropy": log["entropy"]}
 
     def _give(self, rollout: Rollout, rewards: Tensor) -> None:

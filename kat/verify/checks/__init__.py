@@ -12,9 +12,12 @@ from kat.verify.checks import (
     forward,
     generation,
     loss,
+    objective,
     optimiser,
     resume,
     reward,
+    rl,
+    rollouts,
     tokenizer,
 )
 
@@ -30,6 +33,9 @@ MODULES: tuple[ModuleType, ...] = (
     evaluation,
     reward,
     density,
+    objective,
+    rollouts,
+    rl,
     distributed,
 )
 

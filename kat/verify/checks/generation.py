@@ -422,9 +422,9 @@ def generate(
     return groups
 
 
-def teach(lab: Lab, subject: Any, lessons: Sequence[Lesson], steps: int = 200) -> None:
-    """Train the subject's live weights until each lesson is its greedy completion by a wide margin; Vacuous if that
-    can't be had."""
+def teach(lab: Lab, subject: Any, lessons: Sequence[Lesson], steps: int = 200, margin: float = 2.0) -> None:
+    """Train the subject's live weights until each lesson is its greedy completion by a wide margin (of logits);
+    Vacuous if that can't be had."""
     weights = [weight for weight in parameters(subject).values() if weight.requires_grad]
     groups = [{"params": [w], "lr": 0.06 * float(w.detach().square().mean().sqrt() or 0.1)} for w in weights]
     optimiser = torch.optim.Adam(groups)
@@ -441,7 +441,7 @@ def teach(lab: Lab, subject: Any, lessons: Sequence[Lesson], steps: int = 200) -
         with torch.enable_grad():
             logits = lab.forward(subject, rows)[taught]  # (targets, V)
             others = logits.detach().scatter(-1, target, -math.inf).amax(-1)
-            if float((logits.detach().gather(-1, target)[:, 0] - others).min()) > 2.0:
+            if float((logits.detach().gather(-1, target)[:, 0] - others).min()) > margin:
                 break
             optimiser.zero_grad()
             F.cross_entropy(logits, target[:, 0], reduction="sum").backward()

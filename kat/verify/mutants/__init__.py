@@ -1,6 +1,6 @@
 """Every planted bug."""
 
-from kat.verify.mutants import density, model, reward, text, training
+from kat.verify.mutants import density, model, reward, rl, text, training
 from kat.verify.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -9,4 +9,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *training.MUTANTS,
     *reward.MUTANTS,
     *density.MUTANTS,
+    *rl.MUTANTS,
 )

@@ -17,10 +17,7 @@ from kat.verify.subject import Batch, Message, Row
 
 # Rows of the text families without a corresponding place in the contract or in kat as it is.
 NO_COUNTERPART: dict[str, str] = {
-    "DM12": "completion log-probabilities come with the RL capabilities",
     "DM16": "a batch without targets belongs to the loss family",
-    "TK8": "rollouts come with the RL capabilities",
-    "TK9": "rollouts come with the RL capabilities",
     "RL13": "rows of the contract have no further columns that a collator could drop",
     "EV7": "choices are generated and read, not scored by likelihood, in this contract",
     "EV11": "no Brier score",

@@ -18,9 +18,7 @@ GPT = "kat.model.gpt.GPT"
 IGNORE = -1
 
 NO_COUNTERPART: dict[str, str] = {
-    "LN8": "one aggregation only: kat trains on the token mean",
     "LN12": "no distillation loss",
-    "LN16": "no entropy metric",
     "OS9": "one optimizer implementation for any number of processes",
     "OS10": "kat's model has no parameter with one dimension; planted in the subject of tests/verify",
     "OS14": "the product of batch sizes is validated in settings, which no method of a subject shows",
