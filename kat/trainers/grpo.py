@@ -49,7 +49,8 @@ class GrpoTask(Task):
         self.n_rollouts = 0  # made so far
         self.n_batches = 0  # of the newest rollout, consumed so far
         self.n_flat = 0  # rollouts without any reward variance in a row
-        self.kl_coef = s.kl_coef
+        self.kl_coef = s.kl_coef  # of the rollout that is being learned from
+        self.next_kl_coef = s.kl_coef  # of the one after it
         self.rollout: Rollout | None = None
         self._reset()
 
@@ -78,6 +79,7 @@ class GrpoTask(Task):
         """Completions of the schedule's next prompts. CollapseError where nothing can be learned from them."""
         s, k = self.settings, self.settings.prompts_per_rollout
         first = self.n_rollouts * k
+        self.kl_coef = self.next_kl_coef
         chosen = self.draws[first : first + k]
         with autocast(self.policy.device, self.dtype):  # sampled as it is trained, or the ratios start away from 1
             rollout = make_rollout(
@@ -99,7 +101,7 @@ class GrpoTask(Task):
         rollout.metrics["effective_prompts"] = float(seen.sum() ** 2 / (seen**2).sum())
         self._check_collapse(rollout.metrics)
         if s.kl_target is not None:
-            self.kl_coef = next_kl_coef(self.kl_coef, rollout.metrics["kl"], s.kl_target, s.kl_horizon)
+            self.next_kl_coef = next_kl_coef(self.kl_coef, rollout.metrics["kl"], s.kl_target, s.kl_horizon)
         return rollout
 
     def _check_collapse(self, metrics: dict[str, float]) -> None:
@@ -170,7 +172,7 @@ class GrpoTask(Task):
             "rollouts": self.n_rollouts,
             "batches": self.n_batches,
             "flat": self.n_flat,
-            "kl_coef": self.kl_coef,
+            "kl_coef": [self.kl_coef, self.next_kl_coef],
             "metrics": self.rollout.metrics if self.rollout else None,
         }
 
@@ -180,7 +182,8 @@ class GrpoTask(Task):
 
     def seek(self, cursor: dict[str, Any], tensors: Tensors) -> None:
         self.n_rollouts, self.n_batches = cursor["rollouts"], cursor["batches"]
-        self.n_flat, self.kl_coef = cursor["flat"], cursor["kl_coef"]
+        self.n_flat = cursor["flat"]
+        self.kl_coef, self.next_kl_coef = cursor["kl_coef"]
         self.rollout = None
         if cursor["metrics"] is not None:
             try:

@@ -160,6 +160,7 @@ KILLER = {
     "rl_micro_batches_averaged_alone": STEP,
     "training_ignores_temperature": STEP,
     "step_recomputes_old": STEP,
+    "coefficient_is_that_of_the_next_rollout": STEP,
     "prompt_tokens_count": STEP,
     "penalty_is_a_token_mean": STEP,
     "controller_fed_the_update_divergence": COEFFICIENT,
@@ -235,7 +236,7 @@ def test_a_failure_reads_alone() -> None:
     text = failure_text(verdict.failures[0], 110)
     assert "FAIL clipping_bites_on_the_declared_side" in text
     assert "clipped to [0.9, 1.2]" in text and "resembles  RL24" in text
-    assert "kat verify native with clip_bounds_exchanged -k clipping_bites_on_the_declared_side --level 0" in text
+    assert "kat verify 'native with clip_bounds_exchanged' -k clipping_bites_on_the_declared_side --level 0" in text
 
 
 def test_a_policy_whose_context_is_lost_is_found() -> None:

@@ -39,7 +39,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"aggregation": "dr-grpo", "scale_rewards": "none", "kl_in": "reward_k1", "temperature": 1.3, "kl_coef": 0.3},
     {"kl_in": "exact", "micro_batch_size": 4, "clip_high": 0.28, "kl_coef": 0.2},
     {"kl_coef": 0.0, "micro_batch_size": 2},
-    {"kl_target": 0.02, "kl_horizon": 2},
+    {"kl_target": 0.02, "kl_horizon": 1, "kl_coef": 0.5},
 )
 
 
@@ -122,7 +122,7 @@ class NativeRL:
         )
         task = GrpoTask(job, self.model, self.tokenizer, self.world, torch.float32)
         if self.task is not None:
-            task.reference, task.kl_coef = self.task.reference, self.task.kl_coef
+            task.reference, task.next_kl_coef = self.task.reference, self.task.next_kl_coef
         return task
 
     def rl_setup(self) -> dict[str, dict[str, Tensor]]:

@@ -65,11 +65,11 @@ def rl_step_descends_the_declared_objective(lab: Lab) -> None:
     log-probabilities and divergence from the reference are computed anew from forward; the weights move against its
     gradient. So is a second step on a rollout whose policy has changed."""
     for subject, traits, note in variants(lab):
-        if traits.kl_target is not None:
-            continue  # the coefficient has a check of its own
         reference = random_weights(lab, subject, SPREAD)
         made = _ragged(subject.rollout(some_prompts(lab), 4, lab.seed))
         for stale in (False, True):
+            if stale and traits.kl_target is not None:
+                break  # its coefficient has moved on, which has a check of its own
             expect = functools.partial(Expected.of, lab, subject, reference, traits, made, REWARDS)
             expected = _moved_away(lab, subject, traits, expect) if stale else expect()
             before = {name: weight.detach().clone() for name, weight in parameters(subject).items()}

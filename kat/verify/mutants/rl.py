@@ -511,6 +511,17 @@ def _without_temperature(good: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda model, ids, mask, temperature: good(model, ids, mask, 1.0)
 
 
+def _coefficient_too_early(good: Callable[..., Any]) -> Callable[..., Any]:
+    """What the controller made of a rollout already weighs the divergence of that rollout."""
+
+    def roll_out(task: Any) -> Any:
+        made = good(task)
+        task.kl_coef = task.next_kl_coef
+        return made
+
+    return roll_out
+
+
 def _token_penalty(rewards: Tensor, old: Tensor, ref: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """The mean over tokens where the sum over the sequence is declared."""
     return rewards - kl_coef * ((old - ref) * mask).sum(dim=1).to(rewards.dtype) / mask.sum(dim=1)
@@ -555,6 +566,12 @@ STEPS = (
         "controller_fed_the_update_divergence",
         ("RL19",),
         patched(f"{GRPO}.next_kl_coef", around(lambda good: lambda coef, kl, *rest: good(coef, 0.0, *rest))),
+        native=True,
+    ),
+    Mutant(
+        "coefficient_is_that_of_the_next_rollout",
+        (),
+        patched(f"{GRPO}.GrpoTask.roll_out", around(_coefficient_too_early)),
         native=True,
     ),
     Mutant(
