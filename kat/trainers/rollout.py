@@ -15,7 +15,7 @@ from kat.model.gpt import GPT
 from kat.runs.settings import GrpoSettings
 from kat.runtime import World
 from kat.tokenizer.bpe import Tokenizer
-from kat.trainers.policy_loss import group_advantages, k3, penalise
+from kat.trainers.policy_loss import group_advantages, penalise
 from kat.trainers.protocol import Reward
 
 REFERENCE_ROWS = 32  # completions that go through the reference at once
@@ -86,7 +86,9 @@ def make_rollout(
         raise CollapseError("collapsed: every completion of a rollout is empty; lower peak or raise kl_coef")
     if settings.mask_truncated and not bool(stopped.any()):
         raise CollapseError(ALL_TRUNCATED)
-    divergence = k3(old, ref)[mask].double().mean()  # KL(policy ‖ reference), an estimate without bias
+    # KL(policy ‖ reference). k3 has the same mean, but a token that the policy has all but given up and draws once counts
+    # e^10 there: one of them would look like a collapse.
+    divergence = (old - ref)[mask].double().mean()
     judged = penalise(rewards, old, ref, mask, kl_coef) if settings.kl_in == "reward_k1" else rewards
     grouped = judged.view(-1, settings.completions)  # (P, G)
     advantages = group_advantages(grouped, settings.scale_rewards).flatten()

@@ -169,7 +169,7 @@ def test_policy_and_reference_begin_as_the_checkpoint_and_only_one_moves(tmp_pat
 def test_the_log_says_what_happened(tmp_path: Path, init: Path) -> None:
     run(grpo_request(tmp_path, init, epochs_per_rollout=2, batch_size=16, peak=8.0, steps=6, max_kl=1e9))
     rows = metrics(tmp_path / "grpo")
-    assert rows[0]["kl"] == pytest.approx(0, abs=1e-9)
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert rows[0]["kl"] == rows[1]["kl"]  # the same rollout, seen twice
     assert rows[2]["kl"] > 0.01
     assert [row["clip_fraction"] > 0 for row in rows] == [False, True] * 3  # a first pass is on policy
