@@ -86,8 +86,8 @@ def make_rollout(
         raise CollapseError("collapsed: every completion of a rollout is empty; lower peak or raise kl_coef")
     if settings.mask_truncated and not bool(stopped.any()):
         raise CollapseError(ALL_TRUNCATED)
-    # KL(policy ‖ reference). k3 has the same mean, but a token that the policy has all but given up and still draws once
-    # counts e^10 there: one of them would look like a collapse.
+    # KL(policy ‖ reference). k3 has the same mean, but a token that the policy has all but given up and still draws
+    # once counts e^10 there: one of them would look like a collapse.
     divergence = (old - ref)[mask].double().mean()
     judged = penalise(rewards, old, ref, mask, kl_coef) if settings.kl_in == "reward_k1" else rewards
     grouped = judged.view(-1, settings.completions)  # (P, G)

@@ -81,7 +81,7 @@ def test_both_trainers_take_the_same_steps(here: Path, stage: str) -> None:
         assert [a["reward"] for a, _ in pairs] == [b["reward"] for _, b in pairs]  # the very same completions
         assert max(b["clip_fraction"] for _, b in pairs) > 0.1
         assert any(0 < b["truncated"] < 1 for _, b in pairs)
-        assert [b["kl"] for _, b in pairs][:2] == pytest.approx([0, 0], abs=1e-9)
+        assert [b["kl"] for _, b in pairs][:2] == pytest.approx([0, 0], abs=1e-6)
     before = dict(load_checkpoint(here / "init").model.named_parameters())
     a, b = (dict(load_checkpoint(folder).model.named_parameters()) for folder in (ours.out, theirs.out))
     for name, weight in a.items():
