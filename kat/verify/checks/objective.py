@@ -150,8 +150,8 @@ def policy_loss_metrics_match_their_definition(lab: Lab) -> None:
     for subject, traits, note in variants(lab):
         data = ragged(lab, traits)
         _, metrics = loss_of(subject, data)
-        expected = {name: (value,) for name, value in expected_metrics(data, traits).items()}
-        expected["approx_kl"] = _sampler_divergences(data)
+        expected: dict[str, tuple[float, ...]] = {"approx_kl": _sampler_divergences(data)}
+        expected |= {name: (value,) for name, value in expected_metrics(data, traits).items()}
         same = {**data, "old": data["logprobs"], "ref": data["logprobs"]}
         _, nothing = loss_of(subject, same)
         for name, values in expected.items():
