@@ -1,10 +1,13 @@
 """A model of a few hundred weights, for repositories whose training code takes any model: one layer of attention over
 learned positions. It honours an attention mask (keys only), explicit positions and a full (B, T, T) mask."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from kat.verify.subject import Traits
 
 
 class Toy(nn.Module):
@@ -80,3 +83,54 @@ def padded(rows: Any, pad_id: int, side: str = "right") -> tuple[Tensor, Tensor,
         ids[row, place], mask[row, place] = torch.tensor(tokens), torch.tensor(supervised)
         attention[row, place] = 1
     return ids, mask, attention
+
+
+class WithRollouts(WithToy):
+    """The toy as a policy with a reference, its sampler, and a step's data as trainers hold it: prompts padded on the
+    left, completions on the right. Token 1 ends a completion."""
+
+    PAD, END, LONGEST = 0, 1, 9
+
+    def __init__(self, seed: int, temperature: float = 1.0) -> None:
+        super().__init__(seed)
+        self.reference = copy.deepcopy(self.model)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.temperature = temperature
+
+    def rl_traits(self, name: str, **design: Any) -> Traits:
+        given = {"vocab": self.VOCAB, "max_len": self.MAX_LEN, "pad_id": self.PAD, "eos_ids": (self.END,)}
+        size = {"temperature": self.temperature, "max_new_tokens": self.LONGEST, "positions": "absolute"}
+        return Traits.of({"name": name, **given, **size, **design})
+
+    def rl_setup(self) -> dict[str, Any]:
+        return {"policy": self.model.state_dict(), "reference": self.reference.state_dict()}
+
+    @torch.no_grad()
+    def sample(self, prompt: Any, generator: torch.Generator, temperature: float) -> tuple[list[int], list[float]]:
+        """One completion and its log-probabilities at the temperature."""
+        ids, logprobs = list(prompt), []
+        while len(logprobs) < self.LONGEST and (not logprobs or ids[-1] != self.END):
+            logp = (self.model(torch.tensor([ids]))[0, -1] / temperature).log_softmax(-1)
+            ids.append(int(torch.multinomial(logp.exp(), 1, generator=generator)))
+            logprobs.append(float(logp[ids[-1]]))
+        return ids[len(prompt) :], logprobs
+
+    def rollout(self, prompts: Any, n: int, seed: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(seed)
+        heads = [list(prompt) for prompt in prompts for _ in range(n)]
+        made = [self.sample(head, generator, self.temperature) for head in heads]
+        ids, mask, _ = padded([(row, [1] * len(row)) for row, _ in made], self.PAD)
+        logprobs = nn.utils.rnn.pad_sequence([torch.tensor(values) for _, values in made], batch_first=True)
+        return {"prompt_ids": heads, "completion_ids": ids, "mask": mask, "logprobs": logprobs}
+
+    def stacked(self, prompts: Any) -> tuple[Tensor, Tensor]:
+        ids, _, attention = padded([(list(ids), [0] * len(ids)) for ids in prompts], self.PAD, "left")
+        return ids, attention
+
+    def step(self, loss: Tensor) -> dict[str, float]:
+        """One step of plain gradient descent."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        grads = [weight.grad.flatten() for weight in self.model.parameters() if weight.grad is not None]
+        self.optimizer.step()
+        return {"loss": float(loss.detach()), "grad_norm": float(torch.cat(grads).norm())}

@@ -263,7 +263,8 @@ class Subject(Protocol):
     def policy_loss(
         self, logprobs: Any, old: Any, ref: Any, advantages: Any, mask: Any
     ) -> tuple[Any, Mapping[str, float]]:
-        """(scalar loss, metrics) of (N, T) log-probabilities and mask, and advantages (N,)."""
+        """(scalar loss, metrics) of (N, T) log-probabilities and mask, and advantages (N,). Metrics that are
+        looked at: clip_fraction, kl (from the reference), approx_kl (from the sampler)."""
 
     def rl_step(self, rollout: Rollout, rewards: Any) -> Mapping[str, float]:
         """One optimizer step of the policy on a rollout, with rewards (P, G)."""

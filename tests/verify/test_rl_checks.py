@@ -1,6 +1,7 @@
 """The reinforcement learning of `kat verify`: no false alarm on two correct implementations in every design, every
 planted bug found, every check of use."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -229,6 +230,36 @@ def test_a_failure_says_which_temperature_it_sees() -> None:
     found = failure(LOGPROBS, PLANTED["rollout_logprobs_raw"].plant(native.make))
     assert "at the sampling temperature 0.5, but those at 1" in found.message
     assert "temperature=0.5" in found.case and found.resembles == "RL9"
+
+
+Estimate = Callable[[torch.Tensor], torch.Tensor]
+
+
+def reporting(estimate: Estimate) -> Any:
+    """The toy, which also reports a divergence from its sampler: the mean of estimate(log-ratio)."""
+
+    class Reporting(toy_grpo.ToyGRPO):
+        def policy_loss(self, logprobs: Any, old: Any, ref: Any, advantages: Any, mask: Any, *more: Any) -> Any:
+            loss, metrics = super().policy_loss(logprobs, old, ref, advantages, mask, *more)
+            ratio = (logprobs - old)[mask == 1].detach().double()
+            return loss, {**metrics, "approx_kl": float(estimate(ratio).mean())}
+
+    return lambda seed=0, tiny=True, **options: Reporting(seed, options)
+
+
+def test_the_divergence_from_the_sampler_is_checked() -> None:
+    """RL24: the mean of minus the ratio was reported; any usual estimate will do."""
+    right: tuple[Estimate, ...] = (lambda x: -x, lambda x: x.square() / 2, lambda x: x.exp() - 1 - x)
+    for estimate in right:
+        assert outcomes(Source("reporting", "reporting", reporting(estimate)), 0, (METRICS,)) == {}
+    wrong: tuple[Estimate, ...] = (lambda x: -x.exp(), lambda x: x, torch.abs)
+    for estimate in wrong:
+        assert "the metric 'approx_kl' is" in failure(METRICS, reporting(estimate)).message
+
+
+def test_a_divergence_without_an_expected_gradient_is_named_so() -> None:
+    found = failure(BANDIT, PLANTED["kl_is_a_plain_difference"].plant(native.make))
+    assert "the expected gradient of the divergence term is" in found.message and found.resembles == "RL14"
 
 
 def test_a_failure_reads_alone() -> None:
