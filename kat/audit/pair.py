@@ -124,8 +124,8 @@ def _pair_items(a: Evidence, b: Evidence) -> list[PairedItem]:
     if changed:
         stand = "stands" if len(changed) == 1 else "stand"
         raise EvidenceError(
-            f"{count(len(changed), 'id')} ({_shown(changed)}) {stand} for one question in {a.folder} and for another in "
-            f"{b.folder}; evaluate both on the same file"
+            f"{count(len(changed), 'id')} ({_shown(changed)}) {stand} for one question in {a.folder} and for another "
+            f"in {b.folder}; evaluate both on the same file"
         )
     _check_same_items(a, b)
     partner = _partners(a, b)
