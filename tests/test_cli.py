@@ -1,5 +1,6 @@
 """The command line as a user meets it: help without torch, one line and the right exit code for every mistake."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -128,3 +129,17 @@ def test_model_text_cannot_drive_the_terminal() -> None:
     assert "\x9b" not in shown
     assert shown.startswith("a\u241b[2Jb\u2407c[U+202E]d")
     assert "\n\tf" in shown
+
+
+def test_a_closed_pipe_is_no_gates_word_for_a_regression(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kat gate … | head -1`: the reader is gone before the last line, which is not exit 1."""
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("typer.echo", closed)
+    with pytest.raises(SystemExit) as stopped:
+        main(["power"])
+    assert stopped.value.code == 141

@@ -49,6 +49,8 @@ def test_the_picture_is_one_page_that_loads_nothing(capsys, tmp_path):
     [
         ["--difference", "3"],
         ["--margin", "2"],
+        ["--items", "999999999999"],
+        ["--difference", "0.000001"],
         ["--margin", "0"],
         ["--items", "0"],
         ["--seeds", "5"],

@@ -8,7 +8,7 @@ from html import escape
 from kat.audit.words import visible
 
 WIDTH = 720
-LABELS = 196
+LABELS = 220
 NUMBERS = 156
 ROW = 27
 AXIS = 40

@@ -176,7 +176,8 @@ def _reach_binary(found: Comparison, margin: float) -> _Reach:
     if observed > -margin and observed != 0:
         wanted.append(max(floor, n_for_margin(margin, share, true_difference=observed)))
     if observed < 0:
-        wanted.append(math.ceil((Z + Z_POWER) ** 2 * (share - observed**2) / observed**2))
+        fewest = math.floor(Z**2 / -observed) + 1  # below it not even losses alone would bring the interval below 0
+        wanted.append(max(fewest, math.ceil((Z + Z_POWER) ** 2 * (share - observed**2) / observed**2)))
     return _Reach(power(share), power(least), needed, min(wanted, default=None))
 
 

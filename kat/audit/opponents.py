@@ -22,6 +22,8 @@ def judge_checkpoints(role: str, left: Arm, right: Arm, policy: Policy, data: Pa
     paired = _pair(left.runs[0].evidence, right.runs[0].evidence, policy, data)
     notes = list(paired.notes)
     if paired.same_model and _identical(paired):
+        if paired.a.recorded:  # two empty files are equal bit for bit
+            _check_baseline(left)
         what = "responses" if paired.a.recorded else "weights"
         said = f"the same {what}, bit for bit, and every item scored the same"
         return _bit_identical(role, left.name, said, notes)
@@ -46,6 +48,8 @@ def judge_recipes(role: str, left: Arm, right: Arm, policy: Policy, noise: Noise
     shared = [seed for seed in right.runs if seed in left.runs]
     equal = [seed for seed in shared if _same_bits(left.runs[seed].evidence, right.runs[seed].evidence)]
     if equal and len(equal) == len(right.runs):
+        if first.recorded:
+            _check_baseline(left)
         said = f"the same weights, bit for bit, for {_seeds(equal)}, and every item scored the same"
         return _bit_identical(role, left.name, said, notes)
     _check_baseline(left)

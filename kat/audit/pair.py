@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from kat.audit.load import Evidence, ItemKey
+from kat.audit.words import count
 from kat.errors import EvidenceError, UsageError
 from kat.runs.schemas import Sample
 
@@ -121,9 +122,10 @@ def _pair_items(a: Evidence, b: Evidence) -> list[PairedItem]:
     ids_b = {item_id: item_hash for item_hash, item_id in b.items}
     changed = [name for name in ids_a if name in ids_b and ids_a[name] != ids_b[name]]
     if changed:
+        stand = "stands" if len(changed) == 1 else "stand"
         raise EvidenceError(
-            f"{len(changed):,} ids ({_shown(changed)}) stand for one question in {a.folder} and for another in "
-            f"{b.folder}; evaluate both on the same file"
+            f"{count(len(changed), 'id')} ({_shown(changed)}) {stand} for one question in {a.folder} and for another "
+            f"in {b.folder}; evaluate both on the same file"
         )
     _check_same_items(a, b)
     partner = _partners(a, b)
@@ -146,11 +148,11 @@ def _pair_items(a: Evidence, b: Evidence) -> list[PairedItem]:
 def _check_same_items(a: Evidence, b: Evidence) -> None:
     count_a = Counter(item_hash for item_hash, _ in a.items)
     count_b = Counter(item_hash for item_hash, _ in b.items)
-    for here, there, count in ((a, b, count_a - count_b), (b, a, count_b - count_a)):
-        if count:
-            missing = [item_id for item_hash, item_id in here.items if item_hash in count]
+    for here, there, more in ((a, b, count_a - count_b), (b, a, count_b - count_a)):
+        if more:
+            missing = [item_id for item_hash, item_id in here.items if item_hash in more]
             raise EvidenceError(
-                f"{sum(count.values()):,} of {len(here.items):,} items of {here.folder} ({_shown(missing)}) are "
+                f"{sum(more.values()):,} of {len(here.items):,} items of {here.folder} ({_shown(missing)}) are "
                 f"missing in {there.folder}; evaluate both on the same items"
             )
 

@@ -33,6 +33,13 @@ def verdict(
         f"{points(gap.estimate)} points, 95 % interval {interval(gap.low, gap.high, signed=True)}, {p_value(gap.p)}"
     )
     notes = _qualifications(primary, baselines, sensitivity, prompts)
+    silent = _silent(primary, sensitivity)
+    if "A" in silent and (recorded or not same_model):
+        who = "Neither model gave a" if "B" in silent else "A gave no"
+        sentence = (
+            f"{who} readable letter to any of {count(primary.by_item.n, 'item')}, which shows nothing: {figures}."
+        )
+        return Verdict(colour="inconclusive", word="Inconclusive", sentence=sentence, qualifications=notes)
     if same_model:
         return _same_model(primary, figures, notes, "the same responses" if recorded else "the same weights")
     shown = found.direction != "not shown" and gap.p < 0.05
@@ -46,6 +53,8 @@ def verdict(
             f"{higher} scores higher ({figures}), but it is not shown to be above {unproven}, which needs no model. "
             "The difference may be no more than a preference for a letter."
         )
+        if silent:
+            sentence = f"{higher} scores higher ({figures}), as B gave no readable letter to any item."
         return Verdict(colour="inconclusive", word="Inconclusive", sentence=sentence, qualifications=notes)
     word = "B is better" if higher == "B" else "B is worse"
     unit = "new clusters of items like these" if gap.unit == "cluster" else "new items like these"
@@ -79,6 +88,14 @@ def _open(primary: Comparison, figures: str, seen: Seen) -> str:
     else:
         needed = " More items would have to tell: these two models differ on almost none of these."
     return f"It is not shown which is better: {figures}. {could}{needed}"
+
+
+def _silent(primary: Comparison, sensitivity: Sensitivity | None) -> list[str]:
+    """The models that gave no readable letter at all."""
+    if sensitivity is None:
+        return []
+    unread = (("A", sensitivity.n_unparsed_a), ("B", sensitivity.n_unparsed_b))
+    return [letter for letter, n in unread if n == primary.by_item.n]
 
 
 def _not_above(higher: str, baselines: Sequence[Baseline]) -> str:

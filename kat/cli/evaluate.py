@@ -175,6 +175,7 @@ def _recorded(
     limit: int | None,
     seed: int,
 ) -> None:
+    from kat.audit.words import count
     from kat.evals.recorded import load_answered, run_recorded
 
     suite, recorded = load_answered(factory, data, responses)
@@ -182,7 +183,7 @@ def _recorded(
     folder = out or default_folder(home, recorded.identity, suite.name)
     results = run_recorded(suite, recorded, folder, model=model_name or responses.name, limit=limit, seed=seed)
     if recorded.unknown:
-        typer.echo(f"{responses}: {len(recorded.unknown):,} responses belong to no item and were left out", err=True)
+        typer.echo(f"{responses}: {count(len(recorded.unknown), 'response')} without an item, left out", err=True)
     show(results, folder)
 
 

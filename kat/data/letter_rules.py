@@ -22,6 +22,7 @@ IS = (
     rf"(?:\s{NOUN}|\skey)?[*_`\"')\]]{{0,3}}(?:\s\([^()\n]{{1,20}}\))?(?:\s(?:to|for|of)\s[^.!?:\n]{{1,80}}?)?"
     rf"(?:,[^,.\n]{{1,25}},)?{W}(?:\b(?:is|are|was|(?:would|should|must|will|could|might|may|has to) be)\b|[:=]|[=-]>)"
 )
+ANS = r"(?<![\w.])ans(?:\.\s?[:=]?| ?[:=])"
 CONCLUDED = r"\b(?:so|therefore|thus|hence|consequently|in conclusion|to conclude|in summary|overall|finally)\b[,:]?"
 I_CHOOSE = (
     r"\b(?:(?:i|we)(?:'d|'ll|'m|\s(?:would|will|am))?|let's)"
@@ -48,7 +49,7 @@ RULES = (
         CONCLUSIONS,
     ),
     ("concluded letter", 2, rf"{CONCLUDED}{W}(?:it{W}(?:is|'s|must be))?", True, CONCLUSIONS),
-    ("answer is", 1, rf"\banswers?\b{IS}", False, ("answer",)),
+    ("answer is", 1, rf"\banswers?\b{IS}|{ANS}", False, ("answer", "ans.", "ans:", "ans=", "ans :", "ans =")),
     (
         "choice is",
         1,
@@ -61,9 +62,9 @@ RULES = (
     (
         "not but",
         1,
-        rf"\bnot\b{W}{NOUN}?{W}{OPEN}\b[a-z]\b{CLOSE},?{W}(?:but|it's|it is|rather|instead)\b",
+        rf"(?:\bnot|n't)\b{W}{NOUN}?{W}{OPEN}\b[a-z]\b{CLOSE}[,;]?{W}(?:but|it's|it is|rather|instead)\b",
         False,
-        ("not",),
+        ("not", "n't"),
     ),
     ("correction", 1, r"\b(?:no|wait|sorry|correction|actually|i mean)\b[,:;.!]", True, CORRECTIONS),
 )
@@ -72,7 +73,7 @@ ANCHORS = tuple((name, strength, re.compile(anchor), strict, cues) for name, str
 # "B is correct", "Option B: correct", "bird is the right answer": the letter or text comes first.
 IS_CORRECT = re.compile(
     rf"(?:\b(?:is|was|seems|looks|appears to be|must be|would be|should be)\b"
-    rf"(?:{W}\b(?:clearly|definitely|indeed|probably|most likely|the|only|most)\b){{0,3}}{W}"
+    rf"(?:{W}\b(?:clearly|definitely|indeed|probably|most likely|also|the|only|most)\b){{0,3}}{W}"
     rf"\b(?:correct|right|(?:best|most appropriate|most accurate)\s{NOUN}|answer)(?![\w'])|[:;]{W}(?:correct|right)\b)"
 )
 # Before a statement, in the same clause: what makes it none ("I don't think", "if", "the wrong …").
@@ -86,7 +87,8 @@ UNSAID = re.compile(
 # Between two statements: what makes the later one a correction.
 CORRECTED = re.compile(
     r"\b(?:wait|actually|correction|sorry|oops|hmm|instead|scratch that|on second thought|reconsider\w{0,3}|I was wrong"
-    r"|let me (?:re)?(?:think|consider|check)|my mistake|I made an? (?:mistake|error))\b|\bno[,.;!]",
+    r"|let me (?:re)?(?:think|consider|check)|my mistake|I made an? (?:mistake|error)|on reflection"
+    r"|(?:that|this|it)(?:'s| is| was) (?:wrong|incorrect|not right))\b|\bno[,.;!]",
     re.I,
 )
 NEW_TURN = re.compile(r"\n\s{0,3}(?:#{1,3}\s?)?(?:question|q|user|human|student)\s?\d{0,3}\s?:", re.I)
@@ -94,7 +96,7 @@ NEW_TURN = re.compile(r"\n\s{0,3}(?:#{1,3}\s?)?(?:question|q|user|human|student)
 OPENING = re.compile(OPEN)
 CLOSING = re.compile(CLOSE)
 FILLED = re.compile(
-    rf"(?:{OPEN}\b(?:the|that|it|is|it's|either|both|most|likely|probably|clearly|definitely|actually|simply|indeed|{NOUN})"
+    rf"(?:{OPEN}\b(?:the|that's|that|it's|it|is|either|both|most|likely|probably|clearly|definitely|actually|simply|indeed|{NOUN})"
     rf"\b){{0,4}}{OPEN}",
     re.I,
 )

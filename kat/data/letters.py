@@ -44,7 +44,7 @@ from kat.data.letter_rules import (
     WORD_GOES_ON,
 )
 
-VERSION = "kat-letters/2"
+VERSION = "kat-letters/3"
 LETTERS = "ABCDEFGHIJ"
 UNPARSED, AMBIGUOUS = "unparsed", "ambiguous"
 
@@ -158,6 +158,8 @@ class _Reader:
         own = self._after_own_text(letter, match.end(), end) > match.end()
         if strict and not clause and not (own and same_line):
             return None
+        if strict and match[0] == "a" and match.end() == end:
+            return None  # "So it is a": cut off after an article
         if letter not in self.offered:
             return "" if written.isupper() and (clause or match["close"]) else None
         if match["close"] or letter not in "AI":
@@ -184,6 +186,8 @@ class _Reader:
                     break
             before = LETTER_BEFORE.search(self.text, max(start, at - 40), at)
             named = before and (before["letter"] in "ABCDEFGHJ" or before["noun"] or before["close"])
+            if before and by_text and by_text != "A" and before.group().strip() == "A":
+                named = False  # "A bird is correct": an article before an option's text
             if before and named and before["letter"].upper() in self.offered:
                 first = before.start()
                 several = ONE_BEFORE.search(self.text, max(start, first - 40), before.start("letter"))
@@ -260,6 +264,8 @@ class _Reader:
         letter = match["letter"].upper() if match else ""
         if match is None or letter not in self.offered or (letter == "I" and first and not only):
             return None
+        if match[0] == "a" and match.end() == end and any(map(str.isalnum, self.text[start : match.start()])):
+            return None  # "It is a": cut off after an article
         alone = LINE_END.match(self.text, self._after_own_text(letter, match.end(), end), end)
         return Extraction(letter, "lone line", (start, match.end())) if alone else None
 

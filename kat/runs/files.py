@@ -34,6 +34,10 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: a reader sees the old content or the new one, never half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with naming(path), path.open("w", encoding="utf-8") as device:  # /dev/stdout: to be written, never replaced
+            device.write(text)
+        return
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.new-", dir=path.parent)
     try:
         with naming(path), os.fdopen(handle, "w", encoding="utf-8") as file:

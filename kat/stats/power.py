@@ -12,6 +12,9 @@ from scipy import optimize, stats
 
 from kat.errors import UsageError
 
+MOST_ITEMS = 10_000_000
+"""Exact power takes time in proportion to the items."""
+
 
 def power_mcnemar(
     n: int, p_gained: float, p_lost: float, alpha: float = 0.05, *, midp: bool = True, two_sided: bool = True
@@ -92,6 +95,8 @@ def n_for_difference(
 
     z = float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power))
     high = max(8, int(1.5 * z**2 * p_discordant / delta**2))
+    if high > MOST_ITEMS:
+        raise UsageError(f"a difference of {delta:g} needs more than {MOST_ITEMS:,} items")
     while not enough(high):
         high *= 2
     n = _bisect(enough, 1, high)
@@ -128,6 +133,8 @@ def n_for_margin(
 
 
 def _effective(n: int, design_effect: float) -> int:
+    if n > MOST_ITEMS:
+        raise UsageError(f"{n:,} items: no more than {MOST_ITEMS:,} are computed exactly")
     if n < 1 or not design_effect >= 1:
         raise UsageError(
             f"{n} items with a design effect of {design_effect:g}: at least one item and at least 1 are needed"

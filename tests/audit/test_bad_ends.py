@@ -37,6 +37,37 @@ def test_one_item(tmp_path):
     assert outcome(tmp_path, a, b).exit_code == 3
 
 
+def test_one_item_lost_does_not_say_that_no_items_decide(tmp_path):
+    items = make_items.items(1)
+    a = recorded(tmp_path, "a", items, lambda item: f"The answer is {item.letter}.")
+    b = recorded(tmp_path, "b", items, lambda item: f"The answer is {item.letters[item.answer - 1]}.")
+    judged = outcome(tmp_path, a, b)
+    assert judged.exit_code == 3 and "about 4 items decide" in judged.sentence
+
+
+def test_a_silent_baseline_shows_nothing(tmp_path):
+    items = make_items.items(40)
+    silent = [recorded(tmp_path, name, items, lambda item: "") for name in ("a", "b")]
+    good = recorded(tmp_path, "good", items, lambda item: f"The answer is {item.letter}.")
+    for a, b, said in (
+        (*silent, "Neither model gave a readable letter"),
+        (silent[0], good, "A gave no readable letter"),
+    ):
+        report = audit(a, b, None)
+        assert report.verdict.colour == "inconclusive" and report.verdict.sentence.startswith(said)
+        assert outcome(tmp_path, a, b).exit_code == 4
+
+
+def test_a_silent_candidate_is_a_regression_and_no_preference_for_a_letter(tmp_path):
+    items = make_items.items(40)
+    good = recorded(
+        tmp_path, "a", items, lambda item: f"The answer is {item.letters[item.answer - (int(item.id[-1]) % 2)]}."
+    )
+    silent = recorded(tmp_path, "b", items, lambda item: "")
+    assert "preference for a letter" not in audit(good, silent, None).verdict.sentence
+    assert outcome(tmp_path, good, silent).exit_code == 1
+
+
 def test_no_discordant_pair(tmp_path):
     """Other words, the same letters: nothing is shown, and the interval has a width."""
     items = make_items.items(30)

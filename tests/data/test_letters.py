@@ -29,6 +29,39 @@ def test_labelled_case(case):
     assert (found.letter or found.rule) == case["expected"]
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The answer is A. No wait, it's B.", "B"),
+        ("The answer is A. Sorry, it's D.", "D"),
+        ("wait, that's B", "B"),
+        ("No, it's C.", "C"),
+        ("The answer isn't B, it's C.", "C"),
+        ("A bird is the answer.", "B"),
+        ("A bird is the correct answer.", "B"),
+        ("A fish is correct.", "C"),
+        ("A mammal is not the answer. A bird is the right answer.", "B"),
+        ("(A) bird is correct", "A"),
+        ("Option A bird is correct", "A"),
+        ("It is a", None),
+        ("It's a", None),
+        ("So it is a", None),
+        ("It is a.", "A"),
+        ("It is (a)", "A"),
+        ("Ans: C", "C"),
+        ("Ans. (C)", "C"),
+        ("ans = b", "B"),
+        ("trans: C", None),
+        ("He sans. C", None),
+        ("You said the answer is A, but that's wrong. The answer is B.", "B"),
+        ("The answer is A.\n\nOn reflection, the answer is C.", "C"),
+        ("The answer is B; however, A is also correct.", None),
+    ],
+)
+def test_corrections_articles_and_abbreviations(text, letter):
+    assert extract(text, ANIMALS).letter == letter
+
+
 def test_the_table_is_large_and_mixed():
     assert len(CASES) >= 150
     assert sum(case["expected"] == "unparsed" for case in CASES) >= 50

@@ -202,3 +202,13 @@ def test_links_fall_back_to_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     link_or_copy(source, tmp_path / "c")
     assert source.stat().st_ino != (tmp_path / "c").stat().st_ino
     assert (tmp_path / "c").read_text() == "1"
+
+
+def test_what_is_no_file_is_written_into_and_never_replaced(tmp_path: Path) -> None:
+    """`--json /dev/stdout`: a rename would put a file in the place of the device."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.write_text(pipe, "said")
+    assert os.read(reader, 100) == b"said" and pipe.is_fifo()
+    os.close(reader)
