@@ -87,3 +87,18 @@ def test_the_same_responses_from_two_runs_are_said_to_be_responses(tmp_path):
     assert audit(a, b, None).verdict.sentence.startswith("Both runs evaluated the same responses, bit for bit")
     found = outcome(tmp_path, a, b)
     assert found.exit_code == 0 and "the same responses, bit for bit" in found.sentence
+
+
+def test_a_lead_above_the_best_constant_letter_by_one_item_is_not_shown(tmp_path):
+    """B gains much on A and stands one item above always saying one letter: an estimate above it is not enough."""
+    items = make_items.items(60)
+    constant = max(sum(item.letter == letter for item in items) for letter in "ABCD")
+    right = {item.id for item in items[: constant + 1]}
+    a = recorded(tmp_path, "a", items, lambda item: f"The answer is {item.letters[item.answer - 1]}.")
+    b = recorded(
+        tmp_path, "b", items, lambda item: f"The answer is {item.letters[item.answer - (item.id not in right)]}."
+    )
+    report = audit(a, b, None)
+    assert report.primary.gating.low > 0
+    assert next(one for one in report.baselines if one.name == "best constant letter").b_above.estimate > 0
+    assert report.verdict.colour == "inconclusive" and "not shown to be above" in report.verdict.sentence
