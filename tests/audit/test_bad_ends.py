@@ -1,9 +1,13 @@
 """The least evidence there can be, and identical evidence: words that fit, and never a number that looks fine."""
 
 import json
+from types import SimpleNamespace
+
+import pytest
 
 from kat.audit.gate import gate
 from kat.audit.report import audit
+from kat.audit.verdict import verdict
 from kat.evals.protocol import DataSource
 from kat.evals.recorded import read_responses, run_recorded
 from kat.evals.scienceqa import ScienceQA
@@ -87,3 +91,32 @@ def test_the_same_responses_from_two_runs_are_said_to_be_responses(tmp_path):
     assert audit(a, b, None).verdict.sentence.startswith("Both runs evaluated the same responses, bit for bit")
     found = outcome(tmp_path, a, b)
     assert found.exit_code == 0 and "the same responses, bit for bit" in found.sentence
+
+
+def test_a_lead_above_the_best_constant_letter_by_one_item_is_not_shown(tmp_path):
+    """B gains much on A and stands one item above always saying one letter: an estimate above it is not enough."""
+    items = make_items.items(60)
+    constant = max(sum(item.letter == letter for item in items) for letter in "ABCD")
+    right = {item.id for item in items[: constant + 1]}
+    a = recorded(tmp_path, "a", items, lambda item: f"The answer is {item.letters[item.answer - 1]}.")
+    b = recorded(
+        tmp_path, "b", items, lambda item: f"The answer is {item.letters[item.answer - (item.id not in right)]}."
+    )
+    report = audit(a, b, None)
+    assert report.primary.gating.low > 0
+    assert next(one for one in report.baselines if one.name == "best constant letter").b_above.estimate > 0
+    assert report.verdict.colour == "inconclusive" and "not shown to be above" in report.verdict.sentence
+
+
+@pytest.mark.parametrize(("p", "colour"), [(0.04, "better"), (0.06, "inconclusive")])
+def test_an_interval_without_zero_whose_test_does_not_reject_is_no_finding(p, colour):
+    """The interval by cluster and the sign-flip test by cluster may disagree: both must speak."""
+    gap = SimpleNamespace(estimate=0.1, low=0.01, high=0.19, p=p, unit="cluster", n=90)
+    arm = SimpleNamespace(estimate=0.5)
+    primary = SimpleNamespace(
+        label="Accuracy", a=arm, b=arm, gating=gap, by_item=gap, by_cluster=None, a_only=5, b_only=14
+    )
+    seen = SimpleNamespace(effect=0.2, power=0.8, n_for_observed=None, n_for_points={})
+    found = SimpleNamespace(direction="better")
+    given = verdict(primary, found, seen, [], same_model=False, recorded=True, sensitivity=None, prompts="equal")
+    assert given.colour == colour

@@ -43,6 +43,8 @@ def test_labelled_case(case):
         ("A mammal is not the answer. A bird is the right answer.", "B"),
         ("(A) bird is correct", "A"),
         ("Option A bird is correct", "A"),
+        ("The answer is C#.", None),
+        ("The answer is C++.", None),
         ("It is a", None),
         ("It's a", None),
         ("So it is a", None),
