@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kat.data.letters import extract
 from kat.data.preferences import Prompt
-from kat.errors import UsageError
+from kat.errors import KatError, UsageError
 from kat.model.reward import load_reward
 from kat.runs.files import hash_json
 from kat.tokenizer.bpe import Tokenizer
@@ -50,13 +50,24 @@ class Sum:
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         total = [0.0] * len(responses)
         for term in self.terms:
-            values = list(term.score(prompts, responses))
+            values = _values(term, prompts, responses)
             if len(values) != len(responses):
                 raise UsageError(
                     f"reward {term.name} returned {len(values)} numbers for {len(responses)} responses; return one each"
                 )
-            total = [sum_ + term.factor * float(value) for sum_, value in zip(total, values, strict=True)]
+            total = [sum_ + term.factor * value for sum_, value in zip(total, values, strict=True)]
         return total
+
+
+def _values(term: Term, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    """What a reward returns, of copies: a function may sort what it is given. UsageError where it raises, or exits."""
+    try:
+        return [float(value) for value in term.score(list(prompts), list(responses))]
+    except KatError:
+        raise
+    except (Exception, SystemExit) as error:  # somebody else's code
+        said = " ".join(str(error).split())
+        raise UsageError(f"reward {term.name} raised {type(error).__name__}: {said}") from error
 
 
 def open_reward(specs: Sequence[str], tokenizer: Tokenizer | None = None, device: str = "cpu") -> Sum:
@@ -108,12 +119,15 @@ def _checkpoint(folder: Path, factor: float, tokenizer: Tokenizer | None, device
 
 def _function(name: str, factor: float) -> Term:
     module, _, attribute = name.partition(":")
+    if not (module and attribute):
+        raise UsageError(f"reward {name}: write module:function")
     if "" not in sys.path:
         sys.path.insert(0, "")  # a module in the folder where the user stands
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"reward {name}: cannot be imported ({error})") from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (a module of the user's: what it raises is theirs)
+        said = " ".join(str(error).split())
+        raise UsageError(f"reward {name}: cannot be imported ({type(error).__name__}: {said})") from None
     if not callable(function):
         raise UsageError(f"reward {name}: a {type(function).__name__}, not a function of (prompts, responses)")
     try:

@@ -134,8 +134,9 @@ def check_rewards(reward: Reward, prompts: Sequence[Prompt], texts: Sequence[str
         values = [float(value) for value in reward(prompts, texts)]
     except KatError:
         raise
-    except Exception as error:  # somebody else's code: whatever it raises ends the run, with its name on it
-        raise UsageError(f"{name} raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # somebody else's code: whatever it raises ends the run, by its name
+        said = " ".join(str(error).split())
+        raise UsageError(f"{name} raised {type(error).__name__}: {said}") from error
     if len(values) != len(texts):
         raise UsageError(f"{name} returned {len(values)} numbers for {len(texts)} responses; return one for each")
     for value, text in zip(values, texts, strict=True):

@@ -35,6 +35,66 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("x = (", "SyntaxError"),
+        ("raise ValueError('not\\nhere')", "ValueError: not here"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_one_line(
+    text: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_reward_for_tests.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match=f"cannot be imported .{why}") as caught:
+        open_reward(["broken_reward_for_tests:f"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [":f", "module:"])
+def test_half_a_name_of_a_function_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="write module:function"):
+        open_reward([name])
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("return None", "TypeError"),
+    ],
+)
+def test_a_function_that_fails_or_exits_is_one_line(
+    body: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "failing_reward_for_tests", raising=False)
+    (tmp_path / "failing_reward_for_tests.py").write_text(f"def f(prompts, responses):\n    {body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    reward = open_reward(["failing_reward_for_tests:f"])
+    with pytest.raises(UsageError, match=f"reward failing_reward_for_tests:f raised {why}") as caught:
+        reward(PROMPTS, ["a", "b"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_function_that_sorts_what_it_gets_changes_nothing_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sorting_reward_for_tests.py").write_text(
+        "def sorts(prompts, responses):\n    responses.sort()\n    return [0.0] * len(responses)\n"
+        "def length(prompts, responses):\n    return [len(text) for text in responses]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    responses = ["zzz", "a"]
+    assert open_reward([f"sorting_reward_for_tests:{name}" for name in ("sorts", "length")])(PROMPTS, responses) == [
+        3,
+        1,
+    ]
+    assert responses == ["zzz", "a"]
+
+
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "my_rewards_for_tests.py").write_text(

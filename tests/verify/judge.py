@@ -107,13 +107,14 @@ class JudgeSubject:
     def save(self, path: Any) -> None:
         path.mkdir()
         state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        state["trained"] = sorted(self.trained)
         torch.save(state, path / "state.pt")
 
     def load(self, path: Any) -> None:
         state = torch.load(path / "state.pt")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step, self.trained = state["step"], set(state["trained"])
 
     # Density
 
@@ -127,6 +128,8 @@ class JudgeSubject:
         return found.sqrt()
 
     def density_weights(self, embeddings: Any) -> Any:
+        if not np.isfinite(np.asarray(embeddings)).all():
+            raise ValueError("an embedding is no number")
         x, group, copies = np.unique(np.asarray(embeddings), axis=0, return_inverse=True, return_counts=True)
         between = np.linalg.norm(x[:, None].astype(float) - x[None], axis=-1)
         r = np.median(np.sort(between, axis=1)[:, 6:13], axis=1)

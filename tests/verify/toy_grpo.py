@@ -128,7 +128,7 @@ class ToyGRPO:
                 two = p * (lp - lr) + (1 - p) * ((1 - p) / (1 - q)).log()
                 terms["exact"] = two if exact is None else exact[i][counted[i]]
             loss = (o["beta"] * terms.get(o["kl"], torch.zeros_like(lp)) - gain).sum()
-            total = total + (loss / len(lp) if o["agg"] == "sequence-mean" else loss)
+            total = total + (loss / max(1, len(lp)) if o["agg"] == "sequence-mean" else loss)
             clipped += int((bites & (a != 0)).sum())
             kls += float(terms["loss_k3_weighted" if o["kl"] == "loss_k3_weighted" else "loss_k3"].sum().detach())
         total = total / {"token-mean": tokens, "sequence-mean": rows, "dr-grpo": rows * LONGEST}[o["agg"]]

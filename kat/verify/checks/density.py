@@ -4,6 +4,7 @@ Weights are looked at on points whose density is known: unit vectors around cent
 own, and points far from everything. Which power of the distance a weight is, is the subject's own choice.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
 @check(family="density", level=0, needs={"density_weights"}, kind="oracle", tol=1e-6, catches=("DE9",))
 def density_weights_are_a_distribution(lab: Lab) -> None:
     """Weights are positive and finite and sum to 1, also where many points are copies of one or lie on one another, and
-    none is more than the declared number of times the median."""
+    none is more than the declared number of times the median; a point that is no number is refused."""
     x, groups = points(lab)
     crowd = x[groups == 0][:1]
     twins = crowd + np.float32(1e-7) * np.arange(15, dtype=np.float32)[:, None]
@@ -78,6 +79,14 @@ def density_weights_are_a_distribution(lab: Lab) -> None:
             case=what,
             resembles="DE9",
         )
+    for value in (np.nan, np.inf):
+        broken = x.copy()
+        broken[3] = value
+        try:
+            found = np.asarray(lab.subject.density_weights(broken), dtype=np.float64)
+        except Exception:  # noqa: BLE001 (refused, in whatever words)
+            continue
+        raise Failed(f"an embedding of {value} gets the weight {found[3]:.4g}", case=f"one of {len(x)} points")
 
 
 @check(family="density", level=0, needs={"density_weights"}, kind="metamorphic", tol=0.1, catches=("DE1",))
@@ -197,8 +206,8 @@ def _chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
 
 @check(family="density", level=0, needs={"sample_indices"}, kind="statistical", catches=("DE9",))
 def draws_follow_the_weights(lab: Lab) -> None:
-    """Each draw takes an index with the probability that is its weight: in one long schedule, and over many short ones
-    whose seeds follow one another."""
+    """Each draw takes an index with the probability that is its weight, whatever was drawn before it: in one long
+    schedule, over many short ones whose seeds follow one another, and at the first place as at the last."""
     w = np.array([0.3, 0.02, 0.02, 0.06, 0.05, 0.15, 0.05, 0.05, 0.1, 0.2])
     n = len(w)
 
@@ -218,6 +227,24 @@ def draws_follow_the_weights(lab: Lab) -> None:
 
         lab.statistical(p_value, f"the draws of {what} do not follow the weights", n=draws * times)
 
+    def at(place: int, seed: int) -> float:
+        made = [lab.subject.sample_indices(w, n, seed * 1000 + i) for i in range(400)]
+        return _chi_square(counts([[one[place]] for one in made]), w * 400)
+
+    for place, what in ((0, "first"), (n - 1, "last")):
+        lab.statistical(
+            functools.partial(at, place), f"the {what} draws of schedules do not follow the weights: order tells", n=400
+        )
+
+    def repeats(seed: int) -> float:
+        from scipy.stats import binomtest
+
+        drawn = np.asarray(lab.subject.sample_indices(w, 4000, seed * 1000), dtype=np.int64)
+        pairs = drawn[0::2] == drawn[1::2]  # disjoint, so that they are independent
+        return float(binomtest(int(pairs.sum()), len(pairs), float((w**2).sum())).pvalue)
+
+    lab.statistical(repeats, "a draw is not independent of the one before it: too many or too few repeat it", n=2000)
+
 
 @check(family="density", level=0, needs={"sample_indices"}, kind="metamorphic")
 def draws_are_a_function_of_the_seed(lab: Lab) -> None:
@@ -233,6 +260,9 @@ def draws_are_a_function_of_the_seed(lab: Lab) -> None:
     lab.equal(elsewhere, first, "the draws depend on more than their seed", case="a subject made with another seed")
     if first in others or others[0] == others[1]:
         raise Failed("two seeds draw the same indices", case=f"seeds {lab.seed} to {lab.seed + 3}, 64 draws of 40")
+    for apart in (100, 1000, 1024, 65_536):
+        if list(map(int, lab.subject.sample_indices(w, 64, lab.seed + apart))) == first:
+            raise Failed("two seeds draw the same indices", case=f"seeds {lab.seed} and {lab.seed + apart}")
     if sorted(first) == sorted(others[0]):
         raise Failed("two seeds draw the same indices in another order", case=f"seeds {lab.seed} and {lab.seed + 1}")
 

@@ -64,20 +64,26 @@ def equal_rewards_give_no_advantage(lab: Lab) -> None:
 )
 def policy_loss_is_the_declared_objective(lab: Lab) -> None:
     """The loss of ragged completions and its gradient are those of the clipped objective, plus the declared divergence
-    times its coefficient, aggregated as declared."""
+    times its coefficient, aggregated as declared; also where the policy is far from its sampler and its reference."""
     for subject, traits, note in variants(lab):
-        for _ in range(3):
+        for far in (False, False, True):
             data = ragged(lab, traits)
+            if far:  # beyond every bound but the declared ones
+                for name in ("logprobs", "old", "ref"):
+                    data[name] = data[name] - 7 * torch.rand(data[name].shape, generator=_generator(lab))
             loss, gradient = _with_gradient(subject, data)
             expected, slope = objective(data, traits)
-            instead = "" if _near(loss, expected, lab.tol) else _other_objective(data, traits, loss, lab.tol)
-            lab.close(loss, expected, f"the loss is not the declared one{instead}", case=_sizes(data) + note)
+            note_far = ", ratios and divergences far from 1 and 0" * far + note
+            tol = lab.tol * max(1.0, abs(float(expected)))
+            instead = "" if _near(loss, expected, tol) else _other_objective(data, traits, loss, tol)
+            what = f"the loss is not the declared one{instead}"
+            lab.close(loss, expected, what, case=_sizes(data) + note_far, tol=tol)
             scale = float(slope.abs().max())
             lab.close(
                 gradient / scale,
                 slope / scale,
                 "the loss is right, its gradient with respect to the log-probabilities is not (relative)",
-                case=_sizes(data) + note,
+                case=_sizes(data) + note_far,
                 tol=10 * lab.tol,
                 resembles="RL14",
             )
@@ -88,7 +94,7 @@ def policy_loss_is_the_declared_objective(lab: Lab) -> None:
 )
 def policy_loss_sees_counted_tokens_alone(lab: Lab) -> None:
     """What stands outside the mask has no influence on the loss and gets no gradient; columns of padding and the order
-    of the rows change nothing."""
+    of the rows change nothing. A row of which nothing counts is refused, or leaves the loss a number."""
     for subject, traits, note in variants(lab):
         data = ragged(lab, traits)
         mask, case = data["mask"], _sizes(data) + note
@@ -115,6 +121,14 @@ def policy_loss_sees_counted_tokens_alone(lab: Lab) -> None:
         loss, changed = _with_gradient(subject, {name: value[order] for name, value in data.items()})
         lab.close(loss, base, "the order of the rows changes the loss", case=case)
         lab.close(changed[order], gradient, "the order of the rows changes gradients", case=case)
+        none = {**data, "mask": torch.where(torch.arange(len(mask))[:, None] == 2, 0.0, mask)}
+        try:
+            loss, changed = _with_gradient(subject, none)
+        except Exception:  # noqa: BLE001 (refused, in whatever words)
+            continue
+        if not (torch.isfinite(loss) and torch.isfinite(changed).all()):
+            raise Failed("a row without any counted token gives a loss or a gradient that is no number", case=case)
+        lab.at_most(float(changed[2].abs().max()), "a row without counted tokens gets a gradient", case=case, tol=0.0)
 
 
 @check(family="rl", level=0, needs={"policy_loss"}, kind="oracle", tol=1e-6, catches=("RL24",))

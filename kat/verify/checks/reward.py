@@ -165,8 +165,9 @@ def margin_is_antisymmetric(lab: Lab) -> None:
 
 @check(family="reward", level=1, needs={"score"}, kind="metamorphic", tol=1e-6, catches=("RM4", "DM22", "TK10", "RM1"))
 def score_reads_prompt_and_response(lab: Lab) -> None:
-    """A score changes with each turn of the prompt and with the beginning, the end, the letters' case, the line breaks
-    and the length of the response: all text is read, verbatim."""
+    """A score changes with each turn of the prompt, however many there are, and with the beginning, the end, the
+    letters' case, the line breaks, the length and (unless declared) the white space around the response: all text is
+    read, verbatim."""
     subject = judge(lab)
     a, b, c, d = WORDS[:4]
     prompt = [
@@ -190,6 +191,12 @@ def score_reads_prompt_and_response(lab: Lab) -> None:
         "a line break in place of a blank": (prompt, response.replace(" ", "\n", 1)),
         "an indented line": (prompt, response.replace(" ", "\n\n    ", 1)),
     }
+    if not lab.traits.trims:
+        variants |= {
+            "a line break at the end": (prompt, f"{response}\n"),
+            "a line break at the beginning": (prompt, f"\n{response}"),
+        }
+    forgotten: list[float] = []
     base = score(subject, prompt, response)
     changes = {what: abs(score(subject, *variant) - base) for what, variant in variants.items()}
     largest = max(changes.values())
@@ -203,6 +210,19 @@ def score_reads_prompt_and_response(lab: Lab) -> None:
                 case=_shown(*variants[what]),
                 resembles="DM22" if "line" in what else "TK10" if "capital" in what else "RM4",
             )
+    with contextlib.suppress(Exception):  # so many turns may well be too long
+        later = [{"role": role, "content": c} for role in ("assistant", "user") * 3]
+        many = [[{"role": "user", "content": first}, *later] for first in (a, d)]
+        values = [score(subject, one, b) for one in many]
+        if abs(values[0] - values[1]) <= lab.tol * max(1.0, largest):
+            forgotten = values
+    if forgotten:
+        raise Failed(
+            f"the first of seven turns changes nothing: the score stays {forgotten[0]:.6g}",
+            measured=abs(forgotten[0] - forgotten[1]),
+            case=_shown(many[0], b),
+            resembles="RM4",
+        )
 
 
 # Training
@@ -240,7 +260,8 @@ def _swapped(some: Pairs) -> list[Preference]:
 )
 def reward_loss_is_bradley_terry(lab: Lab) -> None:
     """The loss of a step is the mean over its pairs of softplus(-margin), the margins as they are just before, however
-    many micro-batches they come in; with the labels swapped it is that of the margins' negatives."""
+    many micro-batches they come in and however large they are; with the labels swapped it is that of the margins'
+    negatives."""
     some = pairs(lab)
     prompt, a, b = some[2]
     some[2] = (prompt, f"{a}\n\n    {b}", b)  # text with line breaks, as code has
@@ -258,6 +279,33 @@ def reward_loss_is_bradley_terry(lab: Lab) -> None:
             case=f"{len(sizes)} micro-batch(es) of {sizes[0]} pairs, labels {what}",
             resembles="LN3" if len(sizes) > 1 else "RM3",
         )
+    if not (lab.has("reward_parameters") or lab.has("named_parameters")):
+        return
+    subject = judge(lab)
+    given = [pair if (i + (margin(subject, pair) > 0)) % 2 else _swapped([pair])[0] for i, pair in enumerate(some)]
+    margins = _made_large(subject, given)
+    loss, expected = reported(subject.reward_step([given])), loss_of(margins)
+    lab.at_most(
+        abs(loss - expected) / max(1.0, expected),
+        f"reward_step reports a loss of {loss:.6g}; margins from {min(margins):.3g} to {max(margins):.3g} before it "
+        f"give {expected:.6g} (relative)",
+        case=f"{len(given)} pairs, right and wrong ones far apart",
+        tol=10 * lab.tol,
+        resembles="RM3",
+    )
+
+
+@torch.no_grad()
+def _made_large(subject: Any, given: Pairs) -> list[float]:
+    """Larger weights, until some margins are beyond ±8 (or the model does not let them be); the margins."""
+    for _ in range(6):
+        margins = [margin(subject, pair) for pair in given]
+        if min(max(margins), -min(margins)) > 8:
+            break
+        for weight in parameters(RewardWeights(subject)).values():
+            if weight.ndim > 1:
+                weight.mul_(1.6)
+    return [margin(subject, pair) for pair in given]
 
 
 @check(
@@ -467,7 +515,8 @@ def loss_weights_are_not_renormalised(lab: Lab) -> None:
 @check(family="reward", level=2, needs={"reward_step", "score_pair"}, kind="metamorphic", tol=1e-4, catches=("DM14",))
 def long_pairs_are_whole_or_absent(lab: Lab) -> None:
     """A pair of which one response is longer than the context is left out, refused, or learned whole: neither side is
-    cut and then compared."""
+    cut and then compared. So is a response that is to be scored: its first and its last word are read, or it is
+    refused."""
     n = lab.traits.max_len
     lab.require(n <= 2048, f"a response of {n} tokens takes too long here")
     some = pairs(lab, 4)
@@ -490,6 +539,23 @@ def long_pairs_are_whole_or_absent(lab: Lab) -> None:
             + (f", with all of it {allowed[1]:.6g}" if len(allowed) > 1 else ""),
             case=f"the {what} response has {n + 8} words, the context {n} tokens",
         )
+    subject, (first, *middle, last) = judge(lab), long.split()
+    others = {"first": ("owl", last), "last": (first, "owl")}
+    try:
+        base = score(subject, some[0][0], long)
+        changes = {
+            what: abs(score(subject, some[0][0], " ".join([a, *middle, z])) - base) for what, (a, z) in others.items()
+        }
+    except Exception:  # noqa: BLE001 (refused)
+        return
+    for what, change in changes.items():
+        if not change > 0:
+            raise Failed(
+                f"the {what} word of a response that is longer than the context changes nothing: the score stays "
+                f"{base:.6g}",
+                measured=change,
+                case=f"a response of {n + 8} words, the context {n} tokens",
+            )
 
 
 # Evaluation
@@ -504,14 +570,15 @@ def long_pairs_are_whole_or_absent(lab: Lab) -> None:
     catches=("RM7",),
 )
 def reward_accuracy_is_the_share_of_positive_margins(lab: Lab) -> None:
-    """The accuracy is the share of pairs with a positive margin, and with the labels swapped one minus it: the
-    evaluation does not know which response was chosen."""
+    """The accuracy is the share of pairs with a positive margin, all of them, a tie half, and with the labels swapped
+    one minus it: the evaluation does not know which response was chosen."""
     subject, some = judge(lab), pairs(lab)
     margins = [margin(subject, pair) for pair in some]
     keep = [i for i, value in enumerate(margins) if abs(value) > EFFECT]
     if len(keep) < 4:
         raise Vacuous(f"{len(keep)} of {len(some)} margins exceed {EFFECT:g}")
     given = []
+    keep = keep[: len(keep) - 1 + len(keep) % 2]  # an odd number, which no batch size divides
     for place, i in enumerate(keep):  # right ones first, so that any part has another share of them than all
         right = place < 5 * len(keep) / 8
         given.append(some[i] if (margins[i] > 0) == right else _swapped([some[i]])[0])
@@ -523,21 +590,50 @@ def reward_accuracy_is_the_share_of_positive_margins(lab: Lab) -> None:
             f"the accuracy is {found:.4g}; {expected:.4g} of the margins are positive",
             case=f"{len(given)} pairs, labels {what}",
         )
+    if not (lab.has("reward_parameters") or lab.has("named_parameters")):
+        return
+    with torch.no_grad():
+        for weight in parameters(RewardWeights(subject)).values():
+            weight.zero_()
+    if all(margin(subject, pair) == 0 for pair in given):  # exactly: else it is rounding that is counted
+        found = float(subject.reward_accuracy(given))
+        lab.at_most(
+            abs(found - 0.5),
+            f"a model whose weights are all 0 is right in {found:.4g} of the pairs; a tie is half right",
+            case=f"{len(given)} pairs, each with a margin of 0",
+        )
 
 
 @check(family="reward", level=3, needs={"reward_accuracy", "reward_step"}, kind="metamorphic", catches=("RM8",))
 def trained_prompts_are_not_evaluated(lab: Lab) -> None:
-    """A reward model is not evaluated on prompts it was trained on: that is refused, and other prompts are not."""
+    """A reward model is not evaluated on prompts it was trained on, with whatever responses: that is refused, also
+    after it was saved and loaded, and other prompts are not."""
     subject, some = judge(lab), pairs(lab)
     held_out = [([{"role": "user", "content": f"{w} {w}"}], f"{w} stone", f"{w} glass") for w in WORDS[:4]]
     subject.reward_step([some[:4], some[4:]])
     subject.reward_accuracy(held_out)
-    for what, given in (("the trained pairs", some), ("one trained prompt among others", [*held_out, some[5]])):
-        try:
-            found = float(subject.reward_accuracy(given))
-        except Exception:  # noqa: BLE001 (refused, in whatever words)
-            continue
-        raise Failed(f"an evaluation on {what} gives an accuracy of {found:.3g}", case=_shown(some[5][0], some[5][1]))
+    other = (some[5][0], "owl stone", "owl glass")
+    for what, given in (
+        ("the trained pairs", some),
+        ("one trained prompt among others", [*held_out, some[5]]),
+        ("a trained prompt with other responses", [*held_out, other]),
+    ):
+        _refused(subject, given, what, other)
+    if lab.has("save", "load"):
+        again = lab.fresh(lab.seed + 1)
+        with tempfile.TemporaryDirectory(prefix="kat-verify-") as folder:
+            subject.save(Path(folder) / "saved")
+            again.load(Path(folder) / "saved")
+        again.reward_accuracy(held_out)
+        _refused(again, [*held_out, other], "a trained prompt, by a model that was saved and loaded,", other)
+
+
+def _refused(subject: Any, given: Pairs, what: str, shown: Preference) -> None:
+    try:
+        found = float(subject.reward_accuracy(given))
+    except Exception:  # noqa: BLE001 (refused, in whatever words)
+        return
+    raise Failed(f"an evaluation on {what} gives an accuracy of {found:.3g}", case=_shown(shown[0], shown[1]))
 
 
 # Saving

@@ -1,7 +1,7 @@
 """Steps of reinforcement learning: where a run starts, what is learned from a rollout, what is reported of it."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,9 @@ from kat.verify.checks.rollouts import (
     some_prompts,
     start,
 )
-from kat.verify.lab import Lab, gradients, parameters, zero_grad
+from kat.verify.lab import Lab, gradients, parameters, relative_difference, zero_grad
 from kat.verify.subject import Rollout, Traits
+from kat.verify.watch import watched
 
 STEP = {"rl_setup", "rollout", "rl_step"}
 ORACLE = {*STEP, "forward", "named_parameters"}
@@ -32,7 +33,7 @@ REWARDS = torch.tensor([[1.0, 0.0, 0.5, -1.0], [2.0, 2.0, 2.0, 2.0], [0.0, -0.5,
 @check(family="rl", level=2, needs=STEP, kind="metamorphic", catches=("RL1", "RL10"))
 def policy_starts_as_the_reference(lab: Lab) -> None:
     """Before the first step the policy's weights are the model's that was given and the reference's, bit for bit, in
-    memory of their own; steps move the policy and leave the reference as it was."""
+    memory of their own; five steps move the policy and leave the reference as it was."""
     setup = lab.subject.rl_setup()
     policy, reference = setup["policy"], setup["reference"]
     for name, value in (parameters(lab.fresh()) if lab.has("named_parameters") else {}).items():
@@ -47,14 +48,14 @@ def policy_starts_as_the_reference(lab: Lab) -> None:
     subject = start(lab)
     setup = subject.rl_setup()
     before = {side: {name: value.clone() for name, value in setup[side].items()} for side in setup}
-    for seed in range(2):
+    for seed in range(5):  # a reference that is renewed now and then is none
         subject.rl_step(subject.rollout(some_prompts(lab), 4, seed), REWARDS)
     after = subject.rl_setup()
     moved = [name for name, value in after["reference"].items() if not torch.equal(value, before["reference"][name])]
     if moved:
         raise Failed("the reference moves when the policy is trained", case=moved[0], resembles="RL10")
     if all(torch.equal(value, before["policy"][name]) for name, value in after["policy"].items()):
-        raise Failed("two steps with rewards of both signs leave the policy as it was", resembles="RL1")
+        raise Failed("five steps with rewards of both signs leave the policy as it was", resembles="RL1")
 
 
 @check(
@@ -62,8 +63,9 @@ def policy_starts_as_the_reference(lab: Lab) -> None:
 )
 def rl_step_descends_the_declared_objective(lab: Lab) -> None:
     """A step's loss and gradient norm are those of the declared objective over the whole rollout, whose advantages,
-    log-probabilities and divergence from the reference are computed anew from forward; the weights move against its
-    gradient. So is a second step on a rollout whose policy has changed."""
+    log-probabilities and divergence from the reference are computed anew from forward; the gradient that the optimizer
+    finds is that one, up to one factor for all tensors (clipping), and the weights move against it. So is a second step
+    on a rollout whose policy has changed."""
     for subject, traits, note in variants(lab):
         reference = random_weights(lab, subject, SPREAD)
         made = _ragged(subject.rollout(some_prompts(lab), 4, lab.seed))
@@ -73,9 +75,11 @@ def rl_step_descends_the_declared_objective(lab: Lab) -> None:
             expect = functools.partial(Expected.of, lab, subject, reference, traits, made, REWARDS)
             expected = _moved_away(lab, subject, traits, expect) if stale else expect()
             before = {name: weight.detach().clone() for name, weight in parameters(subject).items()}
-            metrics = subject.rl_step(made, REWARDS)
+            with watched(subject) as updates:
+                metrics = subject.rl_step(made, REWARDS)
             case = f"3 prompts, 4 completions each, rewards of both signs{', the policy changed' * stale}{note}"
             _check_sizes(lab, metrics, expected, case)
+            _check_gradient(lab, [update.gradients for update in updates], expected, case)
             if not stale:
                 _check_direction(parameters(subject), before, expected.gradient, case)
 
@@ -288,6 +292,27 @@ def _check_sizes(lab: Lab, metrics: Mapping[str, float], expected: Expected, cas
     if "grad_norm" in metrics:
         what = f"the gradient norm is {metrics['grad_norm']:.6g}, that of the declared objective {expected.norm:.6g}"
         lab.at_most(abs(metrics["grad_norm"] / expected.norm - 1), what, case=case)
+
+
+def _check_gradient(lab: Lab, found: Sequence[Mapping[str, Tensor]], expected: Expected, case: str) -> None:
+    """What the optimizer finds, where it is one of torch's and makes one update: clipping may have shortened it, by one
+    factor for all tensors."""
+    merged = {name: value for gradient in found for name, value in gradient.items()}
+    if sum(len(gradient) for gradient in found) != len(merged) or not merged:
+        return  # several updates of a tensor in one step: which gradient each has is the trainer's own business
+    flat = {name: merged.get(name, torch.zeros_like(value)) for name, value in expected.gradient.items()}
+    product = sum(float((flat[name].double() * value.double()).sum()) for name, value in expected.gradient.items())
+    factor = product / expected.norm**2
+    what = f"along the declared gradient the optimizer finds {factor:.4g} times its length"
+    if not factor > 0:
+        raise Failed(f"{what}: it is given the opposite", measured=factor, tolerance=0.0, case=case, resembles="RL2")
+    lab.at_most(factor - 1, f"{what}, and nothing makes a gradient longer", case=case)
+    lab.at_most(
+        relative_difference({name: value / factor for name, value in flat.items()}, expected.gradient),
+        "the gradient that the optimizer finds is not that of the declared objective (relative)",
+        case=case,
+        tol=10 * lab.tol,
+    )
 
 
 def _check_direction(

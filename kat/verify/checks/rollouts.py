@@ -27,8 +27,9 @@ SPREAD = 0.3  # how far a policy is put from its reference, as a share of its ra
     catches=("RL7", "RL11", "RL21", "DM5", "SG4"),
 )
 def rollout_rows_end_at_the_end_token(lab: Lab) -> None:
-    """A rollout holds n different completions of each prompt, one prompt after another, which is given back verbatim;
-    the mask is 1 up to the first end token or the longest length, the end token too, whatever ids stand there."""
+    """A rollout holds n different completions of each prompt, also of one that is drawn twice, one prompt after
+    another, which is given back verbatim; the mask is 1 up to the first end token or the longest length, the end token
+    too, whatever ids stand there."""
     traits, subject = lab.traits, start(lab)
     prompts = some_prompts(lab)
     special = [i for i in (traits.pad_id, *traits.eos_ids) if i is not None]
@@ -36,6 +37,7 @@ def rollout_rows_end_at_the_end_token(lab: Lab) -> None:
         prompts[0][1 + i % 2] = prompts[2][-1] = token
     made = rolled(lab, subject, prompts, 8, seed=lab.seed)
     _check_different(lab, made, subject, prompts, traits)
+    _check_drawn_twice(lab, subject, prompts)
     ended = [row for row in made if row.ids[-1] in traits.eos_ids]
     if traits.eos_ids and lab.has("forward", "named_parameters"):
         end, words = traits.eos_ids[0], lab.ids(1, 12)[0].tolist()
@@ -231,6 +233,19 @@ def _check_different(lab: Lab, made: Sequence[Row], subject: Any, prompts: Seque
     other = [row.ids for row in rolled(lab, subject, prompts, n, seed=lab.seed + 1)]
     if sum(a == b for a, b in zip(other, ids, strict=True)) > len(ids) / 2:
         raise Failed("another seed gives the same completions", resembles="SG4")
+
+
+def _check_drawn_twice(lab: Lab, subject: Any, prompts: Sequence[list[int]]) -> None:
+    """A prompt that a schedule draws twice in one rollout gets other completions the second time."""
+    n = 6
+    made = [tuple(row.ids) for row in rolled(lab, subject, [prompts[0], prompts[1], prompts[0]], n, seed=lab.seed)]
+    first, second = set(made[:n]), made[2 * n :]
+    if sum(ids in first for ids in second) > n / 2:
+        raise Failed(
+            f"a prompt that is drawn twice gets {sum(ids in first for ids in second)} of {n} completions again",
+            case=f"prompt of {len(prompts[0])} tokens, the first and the third of a rollout",
+            resembles="SG4",
+        )
 
 
 def scored(subject: Any, prompt: Sequence[int], ids: Sequence[int], temperature: float) -> Tensor:

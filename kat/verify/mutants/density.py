@@ -61,6 +61,11 @@ WEIGHTS = (
     Mutant("each_copy_has_a_weight_of_its_own", (), weighed(each_copy_weighs)),
     Mutant("weights_have_mean_one", (), weighed(lambda x, w: w * len(w))),
     Mutant("small_weights_become_zero", (), weighed(lambda x, w: shares(np.where(w * len(w) < 0.8, 0, w)))),
+    Mutant(
+        "broken_embeddings_are_weighed",
+        (),
+        wrapped(density_weights=lambda inner, x: inner.density_weights(np.nan_to_num(x, posinf=1.0))),
+    ),
     Mutant("weights_are_sorted", (), weighed(lambda x, w: np.sort(w))),
     Mutant("later_rows_weigh_more", (), weighed(lambda x, w: shares(w * np.linspace(0.95, 1.05, len(w))))),
     Mutant("weights_grow_with_the_unit", (), weighed(lambda x, w: shares(1 + distances(x)))),
@@ -116,6 +121,13 @@ DRAWS = (
         (),
         drawn(lambda inner, w, n, seed: inner.sample_indices(shares(w * w), n, seed)),
     ),
+    Mutant("draws_are_sorted", (), drawn(lambda inner, w, n, seed: sorted(inner.sample_indices(w, n, seed)))),
+    Mutant(
+        "draws_come_in_twos",
+        (),
+        drawn(lambda inner, w, n, seed: np.repeat(inner.sample_indices(w, (n + 1) // 2, seed), 2)[:n].tolist()),
+    ),
+    Mutant("seeds_repeat_after_a_hundred", (), drawn(lambda inner, w, n, seed: inner.sample_indices(w, n, seed % 100))),
     Mutant("draws_ignore_the_seed", (), drawn(lambda inner, w, n, seed: inner.sample_indices(w, n, 0))),
     Mutant("seeds_shuffle_one_draw", (), drawn(one_draw_shuffled)),
     Mutant(

@@ -114,6 +114,9 @@ SCORES = (
     Mutant("score_reads_the_response_only", (), scored(lambda prompt, response: (prompt[-1:], response))),
     Mutant("score_reads_ten_characters", (), scored(lambda prompt, response: (prompt, response[:10]))),
     Mutant("score_reads_lower_case", (), scored(lambda prompt, response: (prompt, response.lower()))),
+    Mutant("score_reads_three_turns", (), scored(lambda prompt, response: (prompt[-3:], response))),
+    Mutant("score_strips_the_response", (), scored(lambda prompt, response: (prompt, response.strip()))),
+    Mutant("score_cuts_long_responses", (), scored(lambda prompt, response: (prompt, response[:120]))),
     Mutant("score_reads_one_line", ("DM22",), scored(lambda prompt, response: (prompt, " ".join(response.split())))),
 )
 
@@ -216,6 +219,7 @@ TRAINING = (
     Mutant("losses_of_pairs_are_summed", (), patched(f"{TASK}.weight", lambda self, batch: 1), native=True),
     Mutant("rejected_is_preferred_in_training", (), pair_loss(lambda a, b: F.softplus(a - b)), native=True),
     Mutant("loss_of_pairs_is_a_hinge", (), pair_loss(lambda a, b: F.relu(1 - (a - b))), native=True),
+    Mutant("margins_are_capped_in_training", (), pair_loss(lambda a, b: F.softplus((b - a).clamp(-5, 5))), native=True),
     Mutant("rejected_gets_no_gradient", (), pair_loss(lambda a, b: F.softplus(b.detach() - a)), native=True),
     Mutant("update_of_the_reward_model_is_backwards", (), steps(backwards)),
     Mutant("frozen_weights_of_the_reward_model_decay", (), steps(frozen_weights_decay), native=True),
@@ -253,11 +257,67 @@ def seen_prompts_unknown(good: Any) -> Any:
     return init
 
 
+def ties_are(value: float) -> Callable[[Make], Make]:
+    """A pair whose margin is 0 counts `value`; by score_pair, pair by pair."""
+
+    def reward_accuracy(inner: Any, pairs: Sequence[Preference]) -> float:
+        inner.reward_accuracy(pairs)
+        margins = [inner.score_pair(*pair) for pair in pairs]
+        return sum(float(m > 0) + value * float(m == 0) for m in margins) / len(margins)
+
+    return wrapped(reward_accuracy=reward_accuracy)
+
+
+def last_pairs_are_left_out(inner: Any, pairs: Sequence[Preference]) -> float:
+    """Whole batches of two are evaluated, and what is left over is not."""
+    return inner.reward_accuracy(list(pairs)[: len(pairs) // 2 * 2])
+
+
+def seen_by_pair(inner: Any, pairs: Sequence[Preference]) -> float:
+    """A pair is known where it was trained on, its prompt with other responses is not."""
+    new = [pair for pair in pairs if repr(pair) not in vars(inner).get("_seen", set())]
+    if len(new) < len(pairs):
+        raise ValueError("trained on")
+    margins = [inner.score_pair(*pair) for pair in pairs]
+    return sum(m > 0 for m in margins) / len(margins)
+
+
+def seen_pairs_kept(inner: Any, micro_batches: Any, weights: Any = None) -> Any:
+    inner._seen = vars(inner).get("_seen", set()) | {repr(pair) for batch in micro_batches for pair in batch}
+    return step(inner, micro_batches, weights)
+
+
+def seen_prompts_forgotten(inner: Any, path: Any) -> None:
+    """A model that was loaded does not know what it was trained on."""
+    inner.load(path)
+    inner._forgets = True
+
+
+def unless_forgotten(inner: Any, pairs: Sequence[Preference]) -> float:
+    if not vars(inner).get("_forgets"):
+        return inner.reward_accuracy(pairs)
+    margins = [inner.score_pair(*pair) for pair in pairs]
+    return sum(m > 0 for m in margins) / len(margins)
+
+
 def is_head(name: str) -> bool:
     return name.startswith(("head", "score"))
 
 
 SAVING = (
+    Mutant("ties_are_right", (), ties_are(1.0)),
+    Mutant("ties_are_wrong", (), ties_are(0.0)),
+    Mutant("last_pairs_are_not_evaluated", (), wrapped(reward_accuracy=last_pairs_are_left_out)),
+    Mutant(
+        "trained_prompt_with_other_responses_is_evaluated",
+        ("RM8",),
+        wrapped(reward_accuracy=seen_by_pair, reward_step=seen_pairs_kept),
+    ),
+    Mutant(
+        "loaded_model_forgets_its_prompts",
+        ("RM8",),
+        wrapped(load=seen_prompts_forgotten, reward_accuracy=unless_forgotten),
+    ),
     Mutant("reward_checkpoint_lacks_the_trained_blocks", ("CR4",), not_restored(lambda name: ".layers." in name)),
     Mutant("reward_checkpoint_lacks_the_head", (), not_restored(is_head)),
     Mutant("reward_checkpoint_lacks_the_embedding", (), not_restored(lambda name: "embed" in name)),

@@ -73,6 +73,17 @@ def _reference_follows(policy: Any, reference: Any, before: Any) -> None:
         value.lerp_(policy[name], 0.1) if value.is_floating_point() else None
 
 
+def _reference_renewed(inner: Any, rollout: Any, rewards: Tensor) -> Any:
+    """Every third step the reference becomes the policy."""
+    inner._steps = vars(inner).get("_steps", 0) + 1
+    metrics = inner.rl_step(rollout, rewards)
+    setup = inner.rl_setup()
+    with torch.no_grad():
+        for name, value in setup["reference"].items() if inner._steps % 3 == 0 else ():
+            value.copy_(setup["policy"][name])
+    return metrics
+
+
 def _ascend(policy: Any, reference: Any, before: Any) -> None:
     for name, value in policy.items():
         value.copy_(2 * before[name] - value)
@@ -83,6 +94,7 @@ SETUP = (
     Mutant("reference_made_from_rounded_policy", ("RL10",), first_time(_round_reference)),
     Mutant("reference_is_the_policy", ("RL10",), wrapped(rl_setup=_one_model)),
     Mutant("reference_follows_the_policy", (), after_step(_reference_follows)),
+    Mutant("reference_is_renewed_every_third_step", (), wrapped(rl_step=_reference_renewed)),
 )
 
 
@@ -183,6 +195,20 @@ def _budget_one_short(inner: Any, made: Rollout) -> None:
 
 
 @torch.no_grad()
+def _seeded_alike(inner: Any, prompts: Any, n: int, seed: int) -> Rollout:
+    """Each prompt is sampled with the rollout's seed, so that one that is drawn twice gets its completions twice."""
+    made = [inner.rollout([prompt], n, seed) for prompt in prompts]
+    width = max(one["mask"].shape[1] for one in made)
+    pad = torch.nn.functional.pad
+    return {
+        "prompt_ids": [ids for one in made for ids in one["prompt_ids"]],
+        **{
+            name: torch.cat([pad(torch.as_tensor(one[name]), (0, width - one[name].shape[1])) for one in made])
+            for name in ("completion_ids", "mask", "logprobs")
+        },
+    }
+
+
 def _exchanged(inner: Any, weights: Any, target: str) -> Callable[[], None]:
     """Give `target` these weights; what puts its own back."""
     setup = inner.rl_setup()
@@ -227,6 +253,7 @@ ROLLOUTS = (
     Mutant(
         "rollout_ignores_seed", (), wrapped(rollout=lambda inner, prompts, n, seed: inner.rollout(prompts, n, seed=0))
     ),
+    Mutant("rollout_seeded_prompt_by_prompt", ("SG4",), wrapped(rollout=_seeded_alike)),
     Mutant("rollout_logprobs_raw", ("RL8", "RL9"), of_rollout(lambda inner, made: _score(inner, made, 1.0))),
     Mutant("rollout_logprobs_of_the_token_before", (), of_rollout(_shift_logprobs)),
     Mutant("rollout_retokenised", ("TK8",), of_rollout(_retokenised), native=True),
@@ -324,6 +351,12 @@ def _row_means(inner: Any, good: Any, *data: Tensor) -> Tensor:
     return torch.stack([good(*(value[i : i + 1] for value in data)) for i in range(len(data[0]))]).mean()
 
 
+def _by_length(inner: Any, good: Any, *data: Tensor) -> Tensor:
+    """The right loss, and a share of nothing where a row is empty."""
+    mask = data[-1]
+    return good(*data) + 0 * (mask.sum(1) / mask.sum(1)).sum()
+
+
 def _times_padding(inner: Any, good: Any, *data: Tensor) -> Tensor:
     return good(*data) * (data[-1].sum() / data[-1].numel())
 
@@ -389,6 +422,12 @@ def _minimum(ratio: Tensor, clipped: Tensor, advantages: Tensor, logprobs: Tenso
     return torch.minimum(ratio * advantages, clipped * advantages)
 
 
+def _capped(ratio: Tensor, clipped: Tensor, advantages: Tensor, logprobs: Tensor) -> Tensor:
+    """PPO's dual clipping (arXiv:1912.09729) where none is declared."""
+    least = torch.minimum(ratio * advantages, clipped * advantages)
+    return torch.where(advantages < 0, torch.maximum(least, 3 * advantages), least)
+
+
 def clip_fraction_by(bad: Callable[[Tensor, Tensor, Any], Tensor]) -> Callable[[Make], Make]:
     """bad(ratio, advantages, options): which tokens are counted as clipped."""
 
@@ -443,6 +482,8 @@ OBJECTIVE = (
     ),
     Mutant("clipped_on_both_sides", (), tokens_by(lambda ratio, clipped, a, logprobs: clipped * a), native=True),
     Mutant("never_clipped", (), tokens_by(lambda ratio, clipped, a, logprobs: ratio * a), native=True),
+    Mutant("large_ratios_are_capped", (), tokens_by(_capped), native=True),
+    Mutant("empty_row_is_divided_by_its_length", (), combined(_by_length)),
     Mutant("clip_bounds_exchanged", (), tokens_by(_minimum, lambda low, high: (high, low)), native=True),
     Mutant(
         "ratio_detached",
@@ -531,7 +572,26 @@ def _old_recomputed(good: Callable[..., Any]) -> Callable[..., Any]:
     return lambda logprobs, old, *rest, **options: good(logprobs, logprobs.detach(), *rest, **options)
 
 
+def _rows_not_trained(good: Callable[..., float]) -> Callable[..., float]:
+    """Half the rows of every matrix get a tenth of their gradient, after its norm was taken."""
+
+    def clip(self: Any, *args: Any) -> float:
+        norm = good(self, *args)
+        for weight in self.model.parameters():
+            if weight.grad is not None and weight.ndim > 1:
+                weight.grad[::2] *= 0.1
+        return norm
+
+    return clip
+
+
 STEPS = (
+    Mutant(
+        "half_the_rows_get_a_tenth_of_their_gradient",
+        (),
+        patched("kat.trainers.loop.Loop._clip", around(_rows_not_trained)),
+        native=True,
+    ),
     Mutant("rewards_reach_no_gradient", ("RL2",), with_rewards(lambda r, rewards: torch.full_like(rewards, 0.5))),
     Mutant("gradient_ascent_on_rewards", ("RL2",), after_step(_ascend)),
     Mutant(
