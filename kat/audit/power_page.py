@@ -3,6 +3,7 @@
 from html import escape
 
 from kat.audit.charts import Line, curve_chart
+from kat.audit.words import count
 from kat.stats.power import mde_paired, mde_seeds, n_for_margin, seeds_for_difference
 from kat.stats.seeds import smallest_permutation_p
 
@@ -26,7 +27,7 @@ th { border-bottom: 1px solid var(--line); font-weight: 600; } caption { text-al
 
 def items_sentence(items: int, discordant: float, design_effect: float, power: float, mde: float | None) -> str:
     """The smallest difference that so many items can show."""
-    among = f"With {items:,} items, {discordant:.0%} of them discordant"
+    among = f"With {count(items, 'item')}, {discordant:.0%} of them discordant"
     among += f" and a design effect of {design_effect:g}" if design_effect != 1 else ""
     if mde is None:
         return f"{among}, no difference is found {power:.0%} of the time."

@@ -52,6 +52,12 @@ def count(n: int, what: str, many: str | None = None) -> str:
     return f"{n:,} {what if n == 1 else many or what + 's'}"
 
 
+def size_in_points(share: float) -> str:
+    """A share as percentage points, without its sign: ``1 point``, ``2.5 points``."""
+    size = f"{100 * abs(share):g}"
+    return f"{size} point{'' if size == '1' else 's'}"
+
+
 def short(text: str, length: int = 12) -> str:
     """The first characters of a hash."""
     return text[:length]

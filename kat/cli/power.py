@@ -30,7 +30,7 @@ def power(
     picture: Annotated[Path | None, typer.Option(help="Write the table and a picture of it as one html page.")] = None,
 ) -> None:
     """Items for a difference or a margin, the smallest difference that so many items or seeds can show."""
-    from kat.audit import power_page
+    from kat.audit import power_page, words
     from kat.stats import power as stats
 
     lines = []
@@ -41,13 +41,13 @@ def power(
         lines.append(power_page.items_sentence(items, discordant, design_effect, wanted, found))
     if difference is not None and seed_sd is None:
         n = stats.n_for_difference(difference, discordant, wanted, design_effect=design_effect)
-        points = f"{100 * abs(difference):g}"
-        lines.append(f"A difference of {points} points is found {wanted:.0%} of the time from {n:,} items.")
+        size, needed = words.size_in_points(difference), words.count(n, "item")
+        lines.append(f"A difference of {size} is found {wanted:.0%} of the time from {needed}.")
     if margin is not None:
         n = stats.n_for_margin(margin, discordant, wanted, design_effect=design_effect)
+        size, needed = words.size_in_points(margin), words.count(n, "item")
         lines.append(
-            f"'Not worse by {100 * margin:g} points' is shown {wanted:.0%} of the time from {n:,} items, where the two "
-            "models are equally good."
+            f"'Not worse by {size}' is shown {wanted:.0%} of the time from {needed}, where the two models are equally good."
         )
     if seed_sd is not None:
         lines += power_page.seed_sentences(seeds, difference, seed_sd, wanted)
