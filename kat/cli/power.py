@@ -47,7 +47,8 @@ def power(
         n = stats.n_for_margin(margin, discordant, wanted, design_effect=design_effect)
         size, needed = words.size_in_points(margin), words.count(n, "item")
         lines.append(
-            f"'Not worse by {size}' is shown {wanted:.0%} of the time from {needed}, where the two models are equally good."
+            f"'Not worse by {size}' is shown {wanted:.0%} of the time from {needed}, where the two models are equally "
+            "good."
         )
     if seed_sd is not None:
         lines += power_page.seed_sentences(seeds, difference, seed_sd, wanted)
