@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from kat.audit.diversity import compare_diversity, table
 from kat.audit.load import load_evidence
 from kat.data.preferences import make_prompt, prompt_row, rows_text
 from kat.errors import EvidenceError, UsageError
-from kat.evals.diversity import Diversity
+from kat.evals.diversity import Asked, Diversity
 from kat.evals.protocol import DataSource
 from kat.evals.recorded import read_responses, run_recorded
 from kat.evals.runner import run_suite
@@ -80,6 +81,25 @@ def test_every_figure_follows_from_the_rows(tmp_path):
     assert results.protocol["temperature"] == 1.0 and results.protocol["embedder"] == "b" * 64
     again = run_suite(suite(), speaker("a", 200), tmp_path)  # a finished folder is returned as it is
     assert again == results
+
+
+def test_the_figures_do_not_depend_on_the_order_of_the_rows():
+    """Rewards and lengths differ from prompt to prompt, so a mean over prompts is told from one over runs of rows."""
+    stamp = SimpleNamespace(sample=lambda **fields: SimpleNamespace(item_hash=fields["cluster"], **fields))
+    rows = []
+    for i, prompt in enumerate(PROMPTS):
+        answers = [
+            SimpleNamespace(
+                text=" ".join(f"w{(i * k) % 17}" for k in range(8 + i)) + (" please" if draw < i % 5 else ""),
+                prompt_hash="",
+                prompt="",
+                finish_reason="stop",
+            )
+            for draw in range(4)
+        ]
+        rows += suite(window=6).score(Asked(prompt), answers, stamp)
+    mixed = random.Random(0).sample(rows, len(rows))
+    assert suite(window=6).summarise(mixed) == suite(window=6).summarise(rows)
 
 
 def test_a_killed_run_resumes_to_the_same_figures(tmp_path):

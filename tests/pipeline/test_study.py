@@ -209,6 +209,9 @@ def test_a_metric_is_looked_for_where_it_was_declared(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="its training log has no 'kl'"):
         metric_of(tmp_path, "grpo:kl")
     assert metric_of(tmp_path, "grpo:loss") == 2.0
+    rows = [{"step": i, "loss": float(i)} | ({"kl": 1.0} if i < 3 else {}) for i in range(30)]
+    (tmp_path / "grpo" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert metric_of(tmp_path, "grpo:loss") == 28.0  # of the last three of thirty, where the run has arrived
 
 
 def test_the_study_that_comes_with_kat_is_whole(tmp_path: Path) -> None:

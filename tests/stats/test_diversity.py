@@ -201,3 +201,12 @@ def test_short_texts_are_left_out_of_the_window_and_too_few_are_an_error():
     assert token_metrics(texts, 4)["distinct_2"] == 3 / 6
     with pytest.raises(EvidenceError, match="1 of 4 texts"):
         token_metrics(texts, 5)
+
+
+def test_short_texts_count_as_repetitions_and_nowhere_else():
+    long = ["a b c d e f", "a b c d e g"]
+    found, alone = token_metrics([*long, "no", "no", "no"], 5), token_metrics(long, 5)
+    assert found["duplicate_rate"] == pytest.approx(2 / 5) and alone["duplicate_rate"] == 0
+    assert {k: v for k, v in found.items() if k != "duplicate_rate"} == {
+        k: v for k, v in alone.items() if k != "duplicate_rate"
+    }

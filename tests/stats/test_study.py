@@ -93,6 +93,29 @@ def test_all_parts_must_hold():
     assert [part.refuted for part in worse.parts] == [False, False, True]
 
 
+def shifted(p_value, low: float, high: float) -> Runs:
+    """An arm, spread as the others, whose p-value lies between low and high."""
+    found = [arm(*np.linspace(-1, 1, 8) + shift) for shift in np.linspace(-3, 3, 601)]
+    return next(one for one in found if low < p_value(one) < high)
+
+
+def test_each_level_is_the_declared_one():
+    """Superiority at α/2 upwards, non-inferiority at α, a refutation at α over the number of parts."""
+    even = arm(*np.linspace(-1, 1, 8))
+    for low, high, holds in ((0.026, 0.049, False), (0.015, 0.024, True)):
+        treated = shifted(lambda one: p_gain_above(even, one, 1, 0.0), low, high)
+        found = judge(RULES, study(even, even, treated))
+        assert [part.holds for part in found.parts if part.kind == "primary"] == [holds, holds]
+    for low, high, holds in ((0.051, 0.08, False), (0.026, 0.049, True)):
+        reward = shifted(lambda one: p_gain_above(even, one, 1, -1.0), low, high)
+        found = judge(RULES, study(LOW, LOW, HIGH, reward_density=reward, reward_uniform=even))
+        assert found.parts[-1].holds is holds
+    for low, high, refuted in ((0.018, 0.049, False), (0.01, 0.0166, True)):  # of three parts: 0.05 / 3
+        treated = shifted(lambda one: p_gain_below(even, one, 1, 1.0), low, high)
+        found = judge(RULES, study(even, even, treated))
+        assert [part.refuted for part in found.parts if part.kind == "primary"] == [refuted, refuted]
+
+
 def test_no_difference_is_not_said_before_the_effect_of_interest_is_excluded():
     narrow, wide = np.linspace(-0.3, 0.3, 8), np.linspace(-4, 4, 8)
     assert judge(RULES, study(arm(*narrow), arm(*narrow), arm(*narrow))).word == "not supported"

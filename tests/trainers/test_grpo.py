@@ -283,6 +283,13 @@ def test_a_constant_reward_stops_the_run(tmp_path: Path, init: Path) -> None:
     assert CollapseError.exit_code == 1
 
 
+def test_rollouts_without_variance_are_counted_across_a_stop(tmp_path: Path, init: Path) -> None:
+    settings = {"reward": Said("q"), "batch_size": 16, "steps": 20, "collapse_patience": 5}
+    run(grpo_request(tmp_path, init, **settings, max_steps=3))
+    with pytest.raises(CollapseError, match="rollout 5: collapsed: for 5 rollouts"):
+        run(grpo_request(tmp_path, init, **settings))
+
+
 def test_a_runaway_policy_stops_the_run(tmp_path: Path, init: Path) -> None:
     refused(
         grpo_request(tmp_path, init, peak=4.0, max_kl=0.2, kl_coef=0.0, steps=30),
