@@ -181,7 +181,8 @@ def load_density(
 
     An id that is given m times shares its weight among the m. The folder must be of exactly this set of prompts, or
     hold them all where a `subset` is meant. `model` (an identity), `k` and `dose` refuse weights that were made
-    otherwise. UsageError, one line, on all that does not fit; EvidenceError where the folder was damaged.
+    otherwise; so does a kat checkpoint that lies where the embedder lay and is another by now. UsageError, one line, on
+    all that does not fit; EvidenceError where the folder was damaged.
     """
     density = read_density(folder, embeddings=False)
     said = density.metadata
@@ -189,6 +190,7 @@ def load_density(
         if asked is not None and asked != there:
             short = (f"{asked:.12}", f"{there:.12}") if name == "model" else (asked, there)
             raise UsageError(f"{folder}: stale weights: {name} is {short[1]} there, {short[0]} here; build them anew")
+    _refuse_retrained(folder, said)
     if not prompt_ids:
         raise UsageError(f"{folder}: weights of no prompts were asked for")
     weight_of = {row.id: weight for row, weight in zip(density.rows, density.weights.tolist(), strict=True)}
@@ -205,3 +207,18 @@ def load_density(
         )
     values = np.array([weight_of[one] / copies[one] for one in prompt_ids])
     return values / math.fsum(values)
+
+
+def _refuse_retrained(folder: Path, said: Metadata) -> None:
+    """UsageError where the checkpoint that embedded the prompts was trained anew since, in its place."""
+    place = Path(said.model)
+    if not (place / "kat.json").is_file():
+        return  # minilm, an hf: folder, or a checkpoint that is gone
+    from kat.model.checkpoint import read_meta
+
+    there = str(read_meta(place).get("identity"))
+    if there != said.model_hash:
+        raise UsageError(
+            f"{folder}: stale weights: {place} is {there:.12} by now and was {said.model_hash:.12} when it embedded "
+            "the prompts; build them anew"
+        )

@@ -1,10 +1,12 @@
 """The density folder: resumable, incremental, and never a stand-in for weights that are not there."""
 
+import functools
 import hashlib
 import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -323,3 +325,24 @@ def test_a_row_knows_only_the_start_of_a_prompt(tmp_path):
     row = build_density([*prompts(), long], WordEmbedder(), tmp_path / "out", **K).density.rows[40]
     assert row.n_chars == 10_000 and len(row.text) == 200
     assert replace(row, text="") != row
+
+
+def test_weights_of_a_checkpoint_that_was_trained_anew_are_stale(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedder's name is a folder; what lies there now must be what embedded the prompts."""
+    from kat.density import folder as module
+    from kat.model import checkpoint
+
+    place = tmp_path / "sft"
+    place.mkdir()
+    named = module.read_metadata(folder).model_copy(update={"model": str(place)})
+    check = functools.partial(module._refuse_retrained, folder, named)
+    check()  # no kat checkpoint lies there: nothing can be said
+    (place / "kat.json").write_text("{}")
+    monkeypatch.setattr(checkpoint, "read_meta", lambda _: {"identity": named.model_hash})
+    check()
+    monkeypatch.setattr(checkpoint, "read_meta", lambda _: {"identity": "9" * 64})
+    with pytest.raises(UsageError, match=r"stale weights: .* is 999999999999 by now and was 111111111111") as caught:
+        check()
+    assert "\n" not in str(caught.value)
