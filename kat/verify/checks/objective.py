@@ -32,7 +32,7 @@ def advantages_follow_the_declared_formula(lab: Lab) -> None:
             case = f"rewards {[[round(r, 4) for r in row] for row in rewards.tolist()]}, {what}{note}"
             worst = float(((found - expected).abs() / expected.abs().clamp(min=1)).max())
             lab.at_most(worst, f"advantages are not the declared ones{_other_scale(found, rewards, traits)}", case=case)
-            lift = 8 * float(rewards.abs().max())  # in proportion: what float32 loses of small rewards beside a large one
+            lift = 8 * float(rewards.abs().max())  # in proportion: float32 loses small rewards beside large ones
             raised = advantages_of(subject, rewards + lift)
             worst = float(((raised - found).abs() / expected.abs().clamp(min=1)).max())
             lab.at_most(worst, f"advantages change when every reward is raised by {lift:g}", case=case)
