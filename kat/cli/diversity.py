@@ -5,6 +5,11 @@ from pathlib import Path
 
 import typer
 
+ONE_RUN = (
+    "This speaks of these two models. Whether what differs in their training made the difference is a question about "
+    "training seeds (kat run density-study), which one run a side cannot answer."
+)
+
 
 def show_comparisons(folders: Sequence[Path], embedder: str | None, margin: float | None) -> None:
     """Print a table for each folder after the first, paired with the first by prompt."""
@@ -16,3 +21,4 @@ def show_comparisons(folders: Sequence[Path], embedder: str | None, margin: floa
         typer.echo("")
         for line in table(found):
             typer.echo(line)
+        typer.echo(ONE_RUN)

@@ -1,5 +1,6 @@
 """`kat run RECIPE`: the whole pipeline."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +28,8 @@ def run(
     from kat.pipeline.runner import Run, default_jobs, report_paths
     from kat.pipeline.study import is_study, lines, load_study_recipe, run_study
 
+    # A scheduler's SIGTERM ends a run as Ctrl-C does; the stages, in sessions of their own, would go on alone.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     study = None
     if is_study(recipe):
         study = load_study_recipe(recipe, assignments or [])

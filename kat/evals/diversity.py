@@ -187,6 +187,16 @@ class Diversity:
             )
         return values
 
+    def _vendi(self, rows: Sequence[Sample], window: int) -> np.ndarray:
+        """(n,) the Vendi score of each row's prompt, from the first `window` tokens of its answers."""
+        if window == self.window:
+            return np.array([row.score for row in rows])
+        answers: dict[str, list[str]] = {}
+        for row in rows:
+            answers.setdefault(row.item_hash, []).append(row.response)
+        scores = {item: vendi_score(self.embed(texts, window)) for item, texts in answers.items()}
+        return np.array([scores[row.item_hash] for row in rows])
+
     def summarise(self, samples: Sequence[Sample]) -> dict[str, Metric]:
         """Every metric from the rows: means over prompts with intervals, figures of the whole set without."""
         rows = sorted(samples, key=lambda row: (row.item_hash, row.draw))
@@ -194,8 +204,8 @@ class Diversity:
         lengths = np.array([int(row.slices["tokens"]) for row in rows], dtype=np.float64)
         window = self.window if self.fixed else common_window([[int(n) for n in lengths]], self.window).size
         found = {
-            "vendi": _mean(rows, np.array([row.score for row in rows])),
-            "vendi_across": _point(vendi_score(self.embed(texts, self.window)), len(texts)),
+            "vendi": _mean(rows, self._vendi(rows, window)),
+            "vendi_across": _point(vendi_score(self.embed(texts, window)), len(texts)),
         }
         found |= {name: _point(value, len(texts)) for name, value in token_metrics(texts, window).items()}
         found |= {

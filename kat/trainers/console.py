@@ -28,9 +28,11 @@ class RunEvents:
         self.folder, self.console, self.title = folder, console, title
         self.metrics = MetricsLog(folder / METRICS, resume_step) if folder else None
         self.stop_requested = False
+        self._every = 100  # steps between lines where there is no terminal
         self._progress: Progress | None = None
 
     def start(self, lines: list[str], first_step: int, total: int) -> None:
+        self._every = min(100, max(1, total // 5))
         for line in lines:
             shown = escape(printable(line))  # it quotes the data
             self.console.print(f"[dim]{escape(self.title)}[/dim] {shown}", highlight=False, soft_wrap=True)
@@ -50,15 +52,13 @@ class RunEvents:
     def log(self, step: int, **metrics: float | int | str | None) -> None:
         if self.metrics:
             self.metrics.write(step, dict(metrics))
-        shown = {
-            k: metrics[k]
-            for k in ("loss", "val_loss", "reward", "kl", "tokens_per_second")
-            if metrics.get(k) is not None
-        }
-        note = "  ".join(f"{name} {value:,.4g}" for name, value in shown.items())
+        shown = {name: value for name in SHOWN if isinstance(value := metrics.get(name), int | float)}
+        note = "  ".join(
+            f"{name} {value:,.0f}" if abs(value) >= 1000 else f"{name} {value:.4g}" for name, value in shown.items()
+        )
         if self._progress:
             self._progress.update(self._bar, completed=step, note=note)
-        elif "val_loss" in metrics or step % 100 == 0:
+        elif "val_loss" in metrics or step % self._every == 0:
             say(self.console, f"{self.title} step {step}: {note}")
 
     def save(self, state: State, best: GPT | RewardModel | None = None) -> None:
@@ -98,6 +98,10 @@ class RunEvents:
     def _restore(previous: dict[signal.Signals, Any]) -> None:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def say(console: Console, line: str) -> None:

@@ -27,7 +27,7 @@ MOST_ENTROPY = 0.99  # share of ln V above which a policy writes noise
 class GrpoTask(Task):
     """Prompts by schedule, completions from the policy, the clipped objective; see kat.trainers.loop.Task."""
 
-    expected = "0 where the policy is still the reference"
+    expected = "near 0: advantages cancel within a group, but for their lengths"
 
     def __init__(self, job: Job, model: GPT, tokenizer: Tokenizer, world: World, dtype: torch.dtype) -> None:
         assert isinstance(job.settings, GrpoSettings) and isinstance(job.train, PromptData)
