@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kat.data.encoded import PairData
 from kat.density.schedule import save_schedule
 from kat.errors import EvidenceError, KatError, UsageError
-from kat.model.checkpoint import STATE, read_meta, verify_checkpoint, write_checkpoint
+from kat.model.checkpoint import HEAD, STATE, read_meta, verify_checkpoint, write_checkpoint
 from kat.model.gpt import GPT
 from kat.model.reward import RewardModel, save_head
 from kat.model.tensors import load_tensors, save_tensors
@@ -291,7 +293,8 @@ def _continue_from(out: Path, working: Path) -> None:
     if not source.is_dir():
         raise UsageError(f"{out}: stopped early and has no {STATE}/ to go on from; choose another --out")
     meta = read_meta(out)
-    for name in (*(f"{STATE}/{name}" for name in STATE_FILES), METRICS, "model.safetensors"):
+    head = [HEAD] if HEAD in meta["files"] else []
+    for name in (*(f"{STATE}/{name}" for name in STATE_FILES), METRICS, "model.safetensors", *head):
         if not (out / name).is_file() or hash_file(out / name) != meta["files"].get(name):
             raise EvidenceError(f"{out / name}: missing or damaged (its sha256 is not the one in kat.json)")
     values = state_values(source)
@@ -302,7 +305,19 @@ def _continue_from(out: Path, working: Path) -> None:
     if meta["selection"] == "lowest validation loss":
         best = best_file(working, meta["step"])
         best.unlink(missing_ok=True)
-        link_or_copy(out / "model.safetensors", best)
+        if head:
+            _best_of_reward(out, best)
+        else:
+            link_or_copy(out / "model.safetensors", best)
+
+
+def _best_of_reward(out: Path, best: Path) -> None:
+    """Put backbone and head of a reward checkpoint into one file again, the bias as it was before it was centred."""
+    weights = {f"gpt.{name}": tensor for name, tensor in load_tensors(out / "model.safetensors").items()}
+    head = load_tensors(out / HEAD)
+    temporary = best.with_name(".best.safetensors")
+    save_tensors(temporary, {**weights, "head.weight": head["weight"], "head.bias": torch.zeros_like(head["bias"])})
+    replace_file(temporary, best)
 
 
 def _same_job(found: dict[str, Any], wanted: dict[str, Any], where: Path, verb: str) -> None:
